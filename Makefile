@@ -1,0 +1,40 @@
+# One virtual environment in .venv; PYTHON names the interpreter that makes it (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+.PHONY: dev test check bench proof format clean
+
+dev: $(STAMP)          ## set up, then serve a local network with live streams
+	$(BIN)/fluxora dev
+
+test: $(STAMP)         ## set up, then run the tests
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not proof"
+
+check: $(STAMP)        ## lint, types, import arrows
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+bench: $(STAMP)        ## the smoke form of every benchmark
+	$(BIN)/python -m bench smoke
+
+proof: $(STAMP)        ## the long form of the proofs
+	FLUXORA_PROOF=long $(BIN)/python -m pytest
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	touch $(STAMP)

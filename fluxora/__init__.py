@@ -1,0 +1,49 @@
+"""Fluxora: the backend of token streaming on Stellar.
+
+::
+
+    async with fluxora.open_runtime(fluxora.Config(...)) as rt:
+        print(rt.url)
+
+`Config` and its sections say what to run, `open_runtime` runs it, `errors` holds every error that it raises.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fluxora import errors as errors
+    from fluxora.config import Config as Config
+    from fluxora.config import Contract as Contract
+    from fluxora.config import HttpConfig as HttpConfig
+    from fluxora.config import PipelineConfig as PipelineConfig
+    from fluxora.config import SourceConfig as SourceConfig
+    from fluxora.config import StorageConfig as StorageConfig
+    from fluxora.runtime import Runtime as Runtime
+    from fluxora.runtime import open_runtime as open_runtime
+
+_HOMES = {
+    "Config": "fluxora.config",
+    "Contract": "fluxora.config",
+    "HttpConfig": "fluxora.config",
+    "PipelineConfig": "fluxora.config",
+    "SourceConfig": "fluxora.config",
+    "StorageConfig": "fluxora.config",
+    "Runtime": "fluxora.runtime",
+    "open_runtime": "fluxora.runtime",
+}
+__all__ = ["__version__", "errors", *sorted(_HOMES)]  # noqa: PLE0604 (names served by __getattr__)
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that one light module can be imported without the server behind it."""
+    import importlib  # noqa: PLC0415 (lazy by design)
+
+    if name == "errors":
+        return importlib.import_module("fluxora.errors")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fluxora' has no attribute {name!r}")

@@ -1,0 +1,44 @@
+"""Structured logs: one JSON object a line on standard error, with `event`, `level`, `timestamp` and what was bound.
+
+Event names are `actor.verb_past`. Secrets are never passed to a logger; a database URL is logged without its password.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
+
+_PROCESSORS: list[structlog.typing.Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+]
+
+
+def configure(level: str = "info", *, human: bool | None = None) -> None:
+    """Set the level and the form: JSON lines, or aligned text when standard error is a terminal (`human` overrides)."""
+    if human is None:
+        human = sys.stderr.isatty()
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if human else structlog.processors.JSONRenderer()
+    )
+    chain = [*_PROCESSORS, renderer]
+    if human:
+        chain.remove(structlog.processors.format_exc_info)  # the console renderer prints tracebacks itself
+    structlog.configure(
+        processors=chain,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def get(actor: str) -> structlog.typing.FilteringBoundLogger:
+    """A logger whose lines carry the actor's name."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(actor=actor)
+    return logger
