@@ -1,0 +1,1 @@
+"""PostgreSQL: everything durable, behind one thread. The only place where asyncio appears."""

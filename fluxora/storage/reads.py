@@ -1,0 +1,216 @@
+"""What clients ask for. Every list is read from an index in its own order; functions run on the bridge's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fluxora.protocol.chain import LedgerHeader
+from fluxora.protocol.messages import LogEvent, StreamRecord
+from fluxora.protocol.streams import unpack_state
+from fluxora.storage.pool import Connection
+from fluxora.storage.records import EntryWant, EventQuery, IngestState, StreamQuery
+
+HEADERS_KEPT = 4096
+STATUSES = ("active", "paused", "completed", "cancelled")
+
+_STREAM = (
+    "SELECT id, origin, epoch, contract_id, decimals, state, position, created_position, ledger, created_ms, "
+    "updated_ms FROM streams"
+)
+_EVENT = (
+    "SELECT position, event_id, event, action, stream_id, ledger, tx_hash, contract_id, timestamp_ms, payload "
+    "FROM events"
+)
+
+
+async def position(connection: Connection) -> int:
+    """The position of the newest committed log row; 0 while there is none."""
+    found: int = await connection.fetchval("SELECT position FROM log_head")
+    return found
+
+
+async def ping(connection: Connection) -> None:
+    """Ask the least that there is to ask."""
+    await connection.fetchval("SELECT 1")
+
+
+async def stream(connection: Connection, stream_id: str) -> StreamRecord | None:
+    """One stream of any epoch."""
+    row = await connection.fetchrow(f"{_STREAM} WHERE id = $1", stream_id)
+    return None if row is None else _record(row)
+
+
+async def streams(connection: Connection, query: StreamQuery) -> list[StreamRecord]:
+    """A page of streams in creation order."""
+    text, values = stream_page(query)
+    return [_record(row) for row in await connection.fetch(text, *values)]
+
+
+def stream_page(query: StreamQuery) -> tuple[str, list[Any]]:
+    """The page's SQL and values.
+
+    Addresses are indexed with the status before the position. Without a status the page is a merge of one ordered scan
+    for each status, so that it stays as cheap as with one.
+    """
+    values: list[Any] = []
+    conditions = ["NOT parked"]
+    for column in ("sender", "recipient", "contract_id"):
+        value = getattr(query, column)
+        if value is not None:
+            values.append(value)
+            conditions.append(f"{column} = ${len(values)}")
+    if query.after is not None:
+        values.append(query.after)
+        conditions.append(f"created_position {'<' if query.descending else '>'} ${len(values)}")
+    values.append(query.limit)
+    order = f"ORDER BY created_position {'DESC' if query.descending else 'ASC'} LIMIT ${len(values)}"
+    addressed = query.sender or query.recipient or query.contract_id
+    wanted = (query.status,) if query.status is not None else STATUSES if addressed else (None,)
+    scans = []
+    for status in wanted:
+        # A literal, so that the planner knows how many have it; it comes from a closed set.
+        also = [] if status is None else [f"status = '{STATUSES[STATUSES.index(status)]}'"]
+        scans.append(f"{_STREAM} WHERE {' AND '.join(conditions + also)} {order}")
+    if len(scans) == 1:
+        return scans[0], values
+    return f"SELECT * FROM (({') UNION ALL ('.join(scans)})) AS merged {order}", values  # noqa: S608 (no value in it)
+
+
+async def events(connection: Connection, query: EventQuery) -> list[LogEvent]:
+    """A page of the log in position order."""
+    if query.ledger_from is None and query.ledger_to is None:
+        text, values = event_page(query, query.after, None)
+        return [_event(row) for row in await connection.fetch(text, *values)]
+    found: list[LogEvent] = []
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        for first, last in await _position_ranges(connection, query):
+            text, values = event_page(query, max(query.after, first - 1), last)
+            values[-1] -= len(found)
+            found += [_event(row) for row in await connection.fetch(text, *values)]
+            if len(found) >= query.limit:
+                break
+    return found
+
+
+def event_page(query: EventQuery, after: int, last: int | None) -> tuple[str, list[Any]]:
+    """The SQL and values of a page of the positions above `after` and up to `last`; the limit comes last."""
+    values: list[Any] = [after]
+    conditions = ["position > $1"]
+    if last is not None:
+        values.append(last)
+        conditions.append("position <= $2")
+    for column, value in (
+        ("stream_id", query.stream_id),
+        ("event", query.event),
+        ("contract_id", query.contract_id),
+        ("ledger", query.ledger_from),
+        ("ledger", query.ledger_to),
+    ):
+        if value is not None:
+            values.append(value)
+            sign = "=" if column != "ledger" else ">=" if value is query.ledger_from else "<="
+            conditions.append(f"{column} {sign} ${len(values)}")
+    values.append(query.limit)
+    return f"{_EVENT} WHERE {' AND '.join(conditions)} ORDER BY position LIMIT ${len(values)}", values
+
+
+# Within a run ledgers never go down, so its rows of a range of ledgers lie between two positions.
+RANGES = """
+SELECT first.position AS first, last.position AS last
+FROM log_runs r
+CROSS JOIN LATERAL (
+    SELECT position FROM events
+    WHERE ledger >= greatest($2, r.first_ledger) AND position BETWEEN r.first_position AND r.last_position
+    ORDER BY ledger, position LIMIT 1
+) first
+CROSS JOIN LATERAL (
+    SELECT position FROM events
+    WHERE ledger <= least($3, r.last_ledger) AND position BETWEEN r.first_position AND r.last_position
+    ORDER BY ledger DESC, position DESC LIMIT 1
+) last
+WHERE r.last_position > $1 AND r.last_ledger >= $2 AND r.first_ledger <= $3 AND last.position > $1
+  AND first.position <= last.position
+ORDER BY r.first_position
+LIMIT $4
+"""
+
+
+async def _position_ranges(connection: Connection, query: EventQuery) -> list[tuple[int, int]]:
+    """Where in the log the wanted ledgers lie behind `after`: a page needs no more ranges than it has rows."""
+    low = 0 if query.ledger_from is None else query.ledger_from
+    high = 2**63 - 1 if query.ledger_to is None else query.ledger_to
+    rows = await connection.fetch(RANGES, query.after, low, high, 1_000_000 if _filtered(query) else query.limit)
+    return [(row["first"], row["last"]) for row in rows]
+
+
+def _filtered(query: EventQuery) -> bool:
+    return any(value is not None for value in (query.stream_id, query.event, query.contract_id))
+
+
+async def ingest_state(connection: Connection) -> IngestState:
+    """Where ingest stands, with the newest headers."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        head = await connection.fetchrow("SELECT position, epoch, complete_through FROM log_head, ingest_cursor")
+        rows = await connection.fetch(
+            "SELECT sequence, hash, previous_hash, closed_at FROM ledgers WHERE epoch = $1 "
+            "ORDER BY sequence DESC LIMIT $2",
+            head["epoch"],
+            HEADERS_KEPT,
+        )
+    headers = [LedgerHeader(*row) for row in reversed(rows)]
+    return IngestState(head["epoch"], head["complete_through"], headers, head["position"])
+
+
+async def entry_wants(connection: Connection, now_s: int, limit: int) -> list[EntryWant]:
+    """Streams whose entry is due to be read, those that wait longest first."""
+    rows = await connection.fetch(
+        "SELECT stream_id, contract_id, chain_stream_id::text AS chain, ledger FROM entry_wants "
+        "WHERE not_before <= $1 ORDER BY not_before, ledger, stream_id LIMIT $2",
+        now_s,
+        limit,
+    )
+    return [EntryWant(row["stream_id"], row["contract_id"], int(row["chain"]), row["ledger"]) for row in rows]
+
+
+async def drop_wants(connection: Connection, stream_ids: Sequence[str]) -> None:
+    """These have been read."""
+    await connection.execute("DELETE FROM entry_wants WHERE stream_id = ANY($1)", list(stream_ids))
+
+
+async def postpone_wants(connection: Connection, stream_ids: Sequence[str], until_s: int) -> None:
+    """Ask for these again, not before `until_s` (Unix seconds)."""
+    await connection.execute(
+        "UPDATE entry_wants SET not_before = $2 WHERE stream_id = ANY($1)", list(stream_ids), until_s
+    )
+
+
+def _record(row: Any) -> StreamRecord:
+    return StreamRecord(
+        row["id"],
+        row["origin"],
+        row["epoch"],
+        row["contract_id"],
+        row["decimals"],
+        unpack_state(row["state"]),
+        row["position"],
+        row["created_position"],
+        row["ledger"],
+        row["created_ms"],
+        row["updated_ms"],
+    )
+
+
+def _event(row: Any) -> LogEvent:
+    return LogEvent(
+        row["position"],
+        row["event_id"],
+        row["event"],
+        row["action"],
+        row["stream_id"],
+        row["ledger"],
+        row["tx_hash"],
+        row["contract_id"],
+        row["timestamp_ms"],
+        row["payload"].encode(),
+    )

@@ -1,0 +1,201 @@
+"""The store: everything durable, as the rest of the program sees it. One method is one transaction.
+
+Every method raises StorageUnavailable when PostgreSQL cannot answer (refused, lost, shutting down, too slow). Nothing
+is half done then, though a commit whose answer was lost may have happened. Reads answer or fail within
+`read_deadline_s`. Cancelling a caller cancels the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+from fluxora.config import StorageConfig
+from fluxora.errors import StorageUnavailable
+from fluxora.protocol.chain import LedgerBatch
+from fluxora.protocol.messages import LogEvent, StreamRecord
+from fluxora.storage import lease as leases
+from fluxora.storage import migrate as migrations
+from fluxora.storage import reads
+from fluxora.storage.append import Append
+from fluxora.storage.bridge import Bridge, open_bridge
+from fluxora.storage.doorbell import listen
+from fluxora.storage.embedded import open_embedded
+from fluxora.storage.lease import Lease
+from fluxora.storage.pool import Connection, Pool
+from fluxora.storage.records import (
+    Appended,
+    BatchOutcome,
+    EntryWant,
+    EventQuery,
+    IngestState,
+    StreamQuery,
+)
+from fluxora.storage.slots import SlotCache
+
+__all__ = [
+    "Appended",
+    "BatchOutcome",
+    "EntryWant",
+    "EventQuery",
+    "IngestState",
+    "Lease",
+    "Store",
+    "StreamQuery",
+    "open_store",
+]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+CACHED_STREAMS = 20_000  # about 1.5 KB each
+REWIND_LIMIT_S = 600.0  # a rollback or a new epoch may touch every stream
+
+
+class Store:
+    """Handle on an open store; made by `open_store`. Methods may be called from any task."""
+
+    def __init__(
+        self, config: StorageConfig, url: str, bridge: Bridge, pool: Pool, decimals: Mapping[str, int]
+    ) -> None:
+        self._config = config
+        self._url = url
+        self._bridge = bridge
+        self._pool = pool
+        self._decimals = decimals
+        self._cache = SlotCache(CACHED_STREAMS)
+        self._appending: asyncio.Lock | None = None  # made on the bridge's thread; appends share the cache
+
+    @property
+    def url(self) -> str:
+        """Where PostgreSQL is reached. May hold a password: not for logs."""
+        return self._url
+
+    async def try_lease(self) -> Lease | None:
+        """Take the ingest lease; None while another replica holds it."""
+        acquired = await self._bridge.run(
+            leases.acquire, self._url, self._config, deadline_s=self._config.connect_timeout_s * 2
+        )
+        if acquired is None:
+            return None
+        return Lease(self._bridge, *acquired)
+
+    async def ingest_state(self) -> IngestState:
+        """Where ingest stands."""
+        return await self._write(reads.ingest_state)
+
+    async def append(self, batches: Sequence[LedgerBatch], *, lease: int) -> Appended:
+        """Record batches in order, in one transaction: rollbacks, epochs, events, streams, headers, cursor, wants.
+
+        Raises:
+            LeaseLost: the lease is not the newest one; nothing was recorded.
+        """
+        rewinds = any(batch.new_epoch or batch.rollback_to is not None for batch in batches)
+        limit_s = REWIND_LIMIT_S if rewinds else self._config.write_deadline_s
+        return await self._bridge.run(self._append, batches, lease, deadline_s=limit_s)
+
+    async def _append(self, batches: Sequence[LedgerBatch], lease: int) -> Appended:
+        if self._appending is None:
+            self._appending = asyncio.Lock()
+        async with self._appending:
+            return await self._pool.work(self._append_on, batches, lease)
+
+    async def _append_on(self, connection: Connection, batches: Sequence[LedgerBatch], lease: int) -> Appended:
+        return await Append(connection, self._cache, self._decimals, lease).run(batches)
+
+    async def entry_wants(self, limit: int) -> list[EntryWant]:
+        """Streams whose ledger entry is due to be read."""
+        return await self._read(reads.entry_wants, int(time.time()), limit)
+
+    async def drop_wants(self, stream_ids: Sequence[str]) -> None:
+        """These have been read."""
+        await self._write(reads.drop_wants, stream_ids)
+
+    async def postpone_wants(self, stream_ids: Sequence[str], until: int) -> None:
+        """Ask for these again at `until` (Unix seconds)."""
+        await self._write(reads.postpone_wants, stream_ids, until)
+
+    async def stream(self, stream_id: str) -> StreamRecord | None:
+        """One stream, of whatever epoch; None where there is none."""
+        return await self._read(reads.stream, stream_id)
+
+    async def streams(self, query: StreamQuery) -> list[StreamRecord]:
+        """A page of streams in creation order."""
+        return await self._read(reads.streams, query)
+
+    async def events(self, query: EventQuery) -> list[LogEvent]:
+        """A page of the log in position order."""
+        return await self._read(reads.events, query)
+
+    async def position(self) -> int:
+        """The newest position; every event up to it can be read."""
+        return await self._read(reads.position)
+
+    async def ping(self) -> float:
+        """Seconds that the least question takes."""
+        started = time.perf_counter()
+        await self._read(reads.ping)
+        return time.perf_counter() - started
+
+    async def migrate(self) -> list[int]:
+        """Bring the schema up to this program; the versions applied now. See fluxora.storage.migrate."""
+        # No deadline: an index on millions of rows takes what it takes, and nothing else runs before it is done.
+        return await self._bridge.run(migrations.apply, self._url, self._config, migrations.migrations())
+
+    async def _read(self, unit: Callable[[Connection, *Ts], Awaitable[T]], *args: *Ts) -> T:
+        return await self._bridge.run(lambda: self._pool.work(unit, *args), deadline_s=self._config.read_deadline_s)
+
+    async def _write(self, unit: Callable[[Connection, *Ts], Awaitable[T]], *args: *Ts) -> T:
+        return await self._bridge.run(lambda: self._pool.work(unit, *args), deadline_s=self._config.write_deadline_s)
+
+
+@asynccontextmanager
+async def open_store(
+    config: StorageConfig, *, decimals: Mapping[str, int], wakeup: Callable[[], object] | None = None
+) -> AsyncIterator[Store]:
+    """Start the bridge, the pool, and PostgreSQL itself where `database_url` is unset. Does not migrate.
+
+    A server of one's own need not be up yet. `wakeup` is called in the trio thread after each append, by whichever
+    process, and may be called without one. `decimals` are those of the contracts' tokens (7 where missing).
+
+    Raises:
+        ConfigError: embedded PostgreSQL cannot be started.
+    """
+    async with AsyncExitStack() as stack:
+        url = config.database_url
+        if url is None:
+            url = await stack.enter_async_context(open_embedded(config.data_dir))
+        bridge = await stack.enter_async_context(open_bridge())
+        pool = await bridge.run(Pool.open, bridge, url, config)
+        try:
+            if wakeup is not None:
+                bridge.spawn(listen, url, config, _in_trio(wakeup))
+            yield Store(config, url, bridge, pool, decimals)
+        finally:
+            with trio.move_on_after(config.connect_timeout_s, shield=True):
+                await _close(bridge, pool)
+
+
+async def _close(bridge: Bridge, pool: Pool) -> None:
+    try:
+        await bridge.run(pool.close, deadline_s=3)
+    except StorageUnavailable:
+        return  # it was cut; there is nobody to tell
+
+
+def _in_trio(wakeup: Callable[[], object]) -> Callable[[], None]:
+    """`wakeup` for the bridge's thread: rings that come before trio gets to them count as one."""
+    token = trio.lowlevel.current_trio_token()
+
+    def ring() -> None:
+        try:
+            token.run_sync_soon(wakeup, idempotent=True)
+        except trio.RunFinishedError:
+            return
+
+    return ring
