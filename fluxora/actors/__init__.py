@@ -1,0 +1,1 @@
+"""Actors: trio tasks with a name, bounded inboxes and state of their own, under one supervisor."""

@@ -1,0 +1,131 @@
+"""The feed: the log as it grows, for everyone in this process who follows it by position.
+
+The recorder's commits come in directly; what other replicas append is read from the log, on a notification or, should
+one be lost, at the next poll. Recent events are kept; whoever is further behind reads from the log itself. So a
+slow follower costs nobody anything, and nothing is ever skipped or repeated.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator
+from itertools import islice
+
+import trio
+
+from fluxora import logs
+from fluxora.errors import StorageUnavailable
+from fluxora.protocol.messages import LogEvent
+from fluxora.storage.store import Appended, EventQuery, Store
+
+_PAGE = 1_000
+_RETRY_S = 0.5
+
+
+class Feed:
+    """Positions are gap-free and in commit order, so `head` alone says what is missing."""
+
+    name = "feed"
+
+    def __init__(self, store: Store, *, keep: int = 10_000, poll_interval_s: float = 5.0) -> None:
+        self._store = store
+        self._recent: deque[LogEvent] = deque(maxlen=keep)  # contiguous, its last event is at `head`
+        self._head: int | None = None
+        self._grown = trio.Event()
+        self._doorbell = trio.Event()
+        self._poll_interval_s = poll_interval_s
+        self._stop = trio.CancelScope()
+        self._log = logs.get(self.name)
+
+    @property
+    def head(self) -> int:
+        """The newest position that is known here."""
+        return self._head or 0
+
+    def drain(self) -> None:
+        """End the actor; followers keep what they have."""
+        self._stop.cancel(reason="the feed is stopping")
+
+    def publish(self, appended: Appended) -> None:
+        """Take over what the recorder has just committed, where it is next; a gap before it is read from the log."""
+        events = appended.events
+        if not events:
+            return
+        if self._head is not None and events[0].position == self._head + 1:
+            self._extend(events)
+        else:
+            self.ring()
+
+    def ring(self) -> None:
+        """Someone has appended to the log."""
+        self._doorbell.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep up with the log; the database being away is waited out."""
+        task_status.started()
+        with self._stop:
+            while True:
+                doorbell = self._doorbell = trio.Event()
+                try:
+                    await self._catch_up()
+                except StorageUnavailable as error:
+                    self._log.info("feed.database_unavailable", error=str(error))
+                    await trio.sleep(_RETRY_S)
+                    continue
+                with trio.move_on_after(self._poll_interval_s):
+                    await doorbell.wait()
+
+    async def follow(self, after: int) -> AsyncGenerator[tuple[LogEvent, ...], None]:
+        """Yield everything after position `after`, in order, in batches, then what is appended, for ever.
+
+        Use as ``async with aclosing(feed.follow(position)) as batches``.
+        """
+        while True:
+            grown = self._grown
+            batch = self._kept(after)
+            if batch is None:
+                try:
+                    batch = tuple(await self._store.events(EventQuery(after=after, limit=_PAGE)))
+                except StorageUnavailable:
+                    await trio.sleep(_RETRY_S)
+                    continue
+            if batch:
+                yield batch
+                after = batch[-1].position
+            else:
+                await grown.wait()  # until something is appended; cancellation ends it
+
+    async def _catch_up(self) -> None:
+        if self._head is None:
+            self._head = await self._store.position()
+            self._wake()
+        while True:
+            events = await self._store.events(EventQuery(after=self._head, limit=_PAGE))
+            fresh = [
+                event for event in events if event.position > self._head
+            ]  # the recorder may have published meanwhile
+            if fresh:
+                self._extend(fresh)
+            if len(events) < _PAGE:
+                return
+
+    def _extend(self, events: list[LogEvent]) -> None:
+        self._recent.extend(events)
+        self._head = events[-1].position
+        self._wake()
+
+    def _wake(self) -> None:
+        self._grown.set()
+        self._grown = trio.Event()
+
+    def _kept(self, after: int) -> tuple[LogEvent, ...] | None:
+        """What follows `after` from memory, () at the head; None where memory does not reach back that far."""
+        if self._head is None:
+            return None
+        if after >= self._head:
+            return ()
+        missing = self._head - after
+        if missing > len(self._recent):
+            return None
+        start = len(self._recent) - missing
+        return tuple(islice(self._recent, start, min(start + _PAGE, len(self._recent))))

@@ -1,0 +1,138 @@
+"""The guard: nothing reaches the log that does not fit the history that we hold.
+
+Rules, for the headers of each batch against the known chain
+- first sight of a ledger: its parent's hash must be the one that we know, where we know it;
+- the same sequence with the same hash: fine (a recheck, a replay);
+- the same sequence with another hash: another history. The newest ledger on which both agree is looked for, everything
+  above it is taken back, and fetching goes on from there;
+- no ledger on which both agree: the network began anew (a testnet reset). A new epoch starts; the old one is parked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import msgspec
+import trio
+
+from fluxora import logs
+from fluxora.actors.parcel import Parcel, Rewind
+from fluxora.actors.progress import Progress
+from fluxora.errors import SourceUnavailable, StorageUnavailable
+from fluxora.protocol.chain import Conflict, KnownChain, LedgerBatch
+
+Probe = Callable[[int], Awaitable[str | None]]
+_PROBE_RETRY_S = 1.0
+
+
+class Guard:
+    """Checks headers, turns contradictions into rollbacks or a new epoch, and drops parcels from before a rewind.
+
+    `probe` asks the node for the hash of one ledger (None where it has pruned it); without a probe (push source) a
+    contradiction at ledger n takes back n and all above it, in the same transaction as the events that came with it.
+    """
+
+    name = "guard"
+
+    def __init__(
+        self,
+        inbox: trio.MemoryReceiveChannel[Parcel],
+        outbox: trio.MemorySendChannel[Parcel],
+        *,
+        chain: KnownChain,
+        rewind: Rewind,
+        progress: Progress,
+        probe: Probe | None,
+    ) -> None:
+        self._inbox = inbox
+        self._outbox = outbox
+        self._chain = chain
+        self._rewind = rewind
+        self._progress = progress
+        self._probe = probe
+        self._log = logs.get(self.name)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Judge parcels until the inbox ends."""
+        async with self._inbox, self._outbox:
+            task_status.started()
+            async for parcel in self._inbox:
+                if parcel.batch.generation < self._rewind.generation:
+                    if parcel.receipt is not None:
+                        parcel.receipt.fail(StorageUnavailable("it belongs to a history that has been taken back"))
+                    continue
+                await self._outbox.send(await self._judge(parcel))
+
+    async def _judge(self, parcel: Parcel) -> Parcel:
+        batch = parcel.batch
+        conflict = self._chain.conflict(batch.headers) if batch.headers else None
+        if conflict is None:
+            self._chain.add(batch.headers)
+            return parcel
+        if self._probe is None:
+            return self._undo_and_apply(parcel, conflict)
+        return Parcel(await self._undo(conflict, batch, self._probe))
+
+    def _undo_and_apply(self, parcel: Parcel, conflict: Conflict) -> Parcel:
+        self._announce(conflict, conflict.sequence - 1)
+        self._chain.truncate(conflict.sequence - 1)
+        self._chain.add(parcel.batch.headers)
+        changed = msgspec.structs.replace(
+            parcel.batch,
+            rollback_to=conflict.sequence - 1,
+            existing_hash=conflict.existing_hash,
+            incoming_hash=conflict.incoming_hash,
+        )
+        return replace(parcel, batch=changed)
+
+    async def _undo(self, conflict: Conflict, batch: LedgerBatch, probe: Probe) -> LedgerBatch:
+        ancestor = await self._common_ancestor(conflict.sequence, probe)
+        self._announce(conflict, ancestor)
+        self._chain.truncate(ancestor)
+        self._rewind.back_to(ancestor)
+        return LedgerBatch(
+            rollback_to=ancestor,
+            new_epoch=ancestor is None,
+            tip=batch.tip,
+            generation=self._rewind.generation,
+            existing_hash=conflict.existing_hash,
+            incoming_hash=conflict.incoming_hash,
+        )
+
+    async def _common_ancestor(self, refuted: int, probe: Probe) -> int | None:
+        """The newest known ledger below `refuted` that the node agrees with, by bisection; None where there is none.
+
+        From old to new the known ledgers are: pruned by the node (proving nothing), agreed on, refuted.
+        """
+        known = self._chain.below(refuted)
+        agreed = None
+        low, high = 0, len(known)
+        while low < high:
+            middle = (low + high) // 2
+            theirs = await self._ask(probe, known[middle])
+            if theirs is not None and theirs != self._chain.hash_of(known[middle]):
+                high = middle
+                continue
+            low = middle + 1
+            if theirs is not None:
+                agreed = known[middle]
+        return agreed
+
+    async def _ask(self, probe: Probe, sequence: int) -> str | None:
+        while True:  # without an answer there is no safe way on; cancellation ends the wait
+            try:
+                return await probe(sequence)
+            except SourceUnavailable as error:
+                self._log.info("guard.probe_failed", ledger=sequence, failure=error.failure)
+                await trio.sleep(error.retry_after_s or _PROBE_RETRY_S)
+
+    def _announce(self, conflict: Conflict, ancestor: int | None) -> None:
+        self._progress.rolled_back(conflict.sequence, ancestor)
+        self._log.warning(
+            "guard.network_reset" if ancestor is None else "guard.fork_detected",
+            ledger=conflict.sequence,
+            existingHash=conflict.existing_hash,
+            incomingHash=conflict.incoming_hash,
+            rollbackTo=ancestor,
+        )

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+from scripted_node import CONTRACT, PASSPHRASE
+
+from fluxora.actors.sources.rotation import RetryPolicy
+from fluxora.actors.sources.stellar_rpc import StellarRpcSource
+from fluxora.config import SourceConfig
+
+FAST = RetryPolicy(attempts=3, base_s=0.002, cap_s=0.01, budget_s=5.0)
+
+
+@pytest.fixture
+async def make_source():
+    """Sources with backoffs of milliseconds, closed at the end of the test."""
+    made = []
+
+    def make(*nodes, contracts=(CONTRACT,), policy=FAST, urls=None, max_reply_bytes=1 << 24, **settings):
+        config = SourceConfig(
+            kind="rpc",
+            rpc_urls=tuple(urls or (node.url for node in nodes)),
+            network_passphrase=PASSPHRASE,
+            **{"request_timeout_s": 5.0, **settings},
+        )
+        source = StellarRpcSource(config, contracts, policy=policy, jitter=lambda: 0.5, max_reply_bytes=max_reply_bytes)
+        made.append(source)
+        return source
+
+    yield make
+    for source in made:
+        source.close()

@@ -1,0 +1,127 @@
+"""The guard's judgement over a node that is played by a dictionary of hashes; channels and trio are real."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxora.actors.guard import Guard
+from fluxora.actors.parcel import Parcel, Receipt, Rewind
+from fluxora.actors.progress import Progress
+from fluxora.errors import StorageUnavailable
+from fluxora.protocol.chain import KnownChain, LedgerBatch, LedgerHeader
+
+
+def digest(branch: str, sequence: int) -> str:
+    return (branch.encode().hex() + f"{sequence:08x}").rjust(64, "0")
+
+
+def headers(branch: str, first: int, last: int, *, forked_from: tuple[str, int] | None = None) -> list[LedgerHeader]:
+    """A run of linked headers; with `forked_from` (branch, ledger) the first one's parent lies on that branch."""
+    found = []
+    for sequence in range(first, last + 1):
+        before = forked_from[0] if forked_from and sequence - 1 <= forked_from[1] else branch
+        found.append(
+            LedgerHeader(sequence, digest(branch, sequence), digest(before, sequence - 1), 1000 + 5 * sequence)
+        )
+    return found
+
+
+@dataclass
+class Node:
+    """What the node would show: its hash of each ledger; what is missing is pruned."""
+
+    hashes: dict[int, str]
+    asked: list[int] = field(default_factory=list)
+
+    async def __call__(self, sequence: int) -> str | None:
+        self.asked.append(sequence)
+        return self.hashes.get(sequence)
+
+
+async def judge(chain: KnownChain, node: Node | None, batches: list[LedgerBatch]) -> tuple[list[LedgerBatch], Rewind]:
+    to_guard, inbox = trio.open_memory_channel[Parcel](100)
+    outbox, out = trio.open_memory_channel[Parcel](100)
+    rewind, progress = Rewind(), Progress()
+    guard = Guard(inbox, outbox, chain=chain, rewind=rewind, progress=progress, probe=node)
+    for batch in batches:
+        to_guard.send_nowait(Parcel(batch))
+    to_guard.close()
+    await guard.run()
+    return [parcel.batch async for parcel in out], rewind
+
+
+async def test_headers_that_fit_pass_and_are_remembered() -> None:
+    chain = KnownChain(headers("a", 1, 3))
+    batch = LedgerBatch(headers=tuple(headers("a", 3, 6)))
+    assert (await judge(chain, Node({}), [batch]))[0] == [batch]
+    assert chain.newest == 6
+
+
+@given(
+    known=st.sets(st.integers(2, 300), min_size=1, max_size=60),
+    fork=st.integers(1, 300),
+    pruned_below=st.integers(1, 300),
+)
+async def test_a_fork_goes_back_to_the_newest_ledger_that_both_have(
+    known: set[int], fork: int, pruned_below: int
+) -> None:
+    """Ledgers up to `fork` are common; the node shows branch b above, and nothing below `pruned_below`."""
+    top = 301
+    chain = KnownChain(
+        [header for header in headers("a", 1, top) if header.sequence in known or header.sequence == top]
+    )
+    node = Node({n: digest("a" if n <= fork else "b", n) for n in range(pruned_below, top + 1)})
+    seen = LedgerBatch(headers=(LedgerHeader(top, digest("b", top), digest("b", top - 1), 0),))
+    [out], rewind = await judge(chain, node, [seen])
+    common = [n for n in known if n <= fork and n >= pruned_below]
+    expected = max(common, default=None)
+    assert out.rollback_to == expected
+    assert out.new_epoch == (expected is None)
+    assert (rewind.generation, rewind.to) == (1, expected)
+    assert {out.existing_hash, out.incoming_hash} & {digest("b", top), digest("b", top - 1)}
+    assert chain.newest == max((n for n in known if expected is not None and n <= expected), default=None)
+    assert len(node.asked) <= 8, "bisection"
+
+
+async def test_parcels_fetched_before_a_rewind_are_dropped_and_their_senders_told() -> None:
+    to_guard, inbox = trio.open_memory_channel[Parcel](10)
+    outbox, out = trio.open_memory_channel[Parcel](10)
+    rewind = Rewind()
+    guard = Guard(
+        inbox, outbox, chain=KnownChain(headers("a", 1, 9)), rewind=rewind, progress=Progress(), probe=Node({})
+    )
+    receipt = Receipt()
+    fork = LedgerBatch(headers=tuple(headers("b", 9, 9)))
+    to_guard.send_nowait(Parcel(fork))
+    to_guard.send_nowait(Parcel(LedgerBatch(complete_through=12), receipt))
+    to_guard.send_nowait(Parcel(LedgerBatch(complete_through=3, generation=1)))
+    to_guard.close()
+    await guard.run()
+    passed = [parcel.batch async for parcel in out]
+    assert [batch.complete_through for batch in passed] == [None, 3]
+    with pytest.raises(StorageUnavailable):
+        await receipt.wait()
+
+
+async def test_a_parent_link_that_contradicts_what_is_stored_is_a_fork() -> None:
+    chain = KnownChain(headers("a", 1, 9))
+    node = Node({n: digest("a" if n <= 7 else "b", n) for n in range(1, 20)})
+    [out], _ = await judge(chain, node, [LedgerBatch(headers=tuple(headers("b", 10, 12)))])
+    assert out.rollback_to == 7
+    assert out.existing_hash == digest("a", 9)
+    assert out.incoming_hash == digest("b", 9)
+
+
+async def test_a_pushed_fork_is_undone_in_the_batch_that_brings_the_new_branch() -> None:
+    chain = KnownChain(headers("a", 1, 9))
+    batch = LedgerBatch(headers=(LedgerHeader(8, digest("b", 8), None, 0), LedgerHeader(11, digest("b", 11), None, 0)))
+    [out], rewind = await judge(chain, None, [batch])
+    assert out.rollback_to == 7
+    assert out.headers == batch.headers
+    assert rewind.generation == 0
+    assert (chain.hash_of(7), chain.hash_of(8), chain.hash_of(9)) == (digest("a", 7), digest("b", 8), None)
