@@ -1,0 +1,218 @@
+"""The one stream under every protocol of the port.
+
+Rules
+- Bytes never interleave: whoever awaits `send_all` queues behind frames that were offered, and a frame that cannot be
+  written at once queues behind whoever is sending.
+- `offer` never awaits and its buffer is bounded in bytes: a reader that stalls is told from a reader that is slow.
+- Every wait ends: a peer that takes no byte for `write_timeout_s` is cut off, even under a shield of the caller.
+- After a send that failed or was cancelled half-way the stream is broken, for the peer has an unknown part of it.
+"""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+MAX_OFFERED_BYTES = 1 << 20
+WRITE_TIMEOUT_S = 30.0
+LINGER_S = 1.0
+_LINGER_BYTES = 1 << 20
+_SLICE = 1 << 16  # sent under one deadline, so that a slow but steady reader may take a large reply
+
+
+class Connection(trio.abc.HalfCloseableStream):
+    """A TCP stream with a synchronous, bounded way in for frames (`offer`) beside the awaitable one.
+
+    Whatever serves the connection runs inside `scope`; it is given `LINGER_S` to end by itself once the stream is
+    closed. `socket` is what Hypercorn asks for addresses. `received` says whether the peer ever sent a byte.
+    """
+
+    def __init__(
+        self,
+        transport: trio.SocketStream,
+        *,
+        max_offered_bytes: int = MAX_OFFERED_BYTES,
+        write_timeout_s: float = WRITE_TIMEOUT_S,
+    ) -> None:
+        self.socket = transport.socket
+        self.scope = trio.CancelScope()
+        self.received = False
+        self._transport = transport
+        self._max_offered = max_offered_bytes
+        self._write_timeout_s = write_timeout_s
+        self._unread = b""
+        self._ended = False  # the peer sent its last byte
+        self._offered = bytearray()
+        self._offered_any = trio.Event()
+        self._sending = trio.Lock()
+        self._receiving = trio.Lock()
+        self._receive_scope: trio.CancelScope | None = None
+        self._closed = False
+        self._broken = False
+
+    @property
+    def offered_bytes(self) -> int:
+        """What was offered and is not written yet."""
+        return len(self._offered)
+
+    def replay(self, data: bytes) -> None:
+        """Put bytes back, to be received first by whoever takes the connection over."""
+        self._unread = data + self._unread
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def offer(self, frame: bytes) -> bool:
+        """Write `frame` now as far as the kernel takes it and queue the rest; False if the peer is gone or too slow.
+
+        A refused frame is refused whole, so what was accepted before it stays in frame order. A queued rest goes out by
+        `flush_forever` or with the next `send_all`.
+        """
+        if self._closed or self._broken:
+            return False
+        if self._offered or self._sending.locked():
+            return self._enqueue(frame)
+        try:
+            sent = os.write(self.socket.fileno(), frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._broken = True
+            return False
+        if sent == len(frame):
+            return True
+        if sent:  # the beginning is out, so the rest must follow whatever the bound says
+            self._offered += frame[sent:]
+            self._offered_any.set()
+            return True
+        return self._enqueue(frame)
+
+    def _enqueue(self, frame: bytes) -> bool:
+        if len(self._offered) + len(frame) > self._max_offered:
+            return False
+        self._offered += frame
+        self._offered_any.set()
+        return True
+
+    async def flush_forever(self) -> None:
+        """Write what was offered, as it comes; run by whoever offers, and cancelled with it.
+
+        Raises:
+            trio.BrokenResourceError, trio.ClosedResourceError: as `send_all`.
+        """
+        while True:
+            await self._offered_any.wait()  # ends with the owner's scope
+            await self.send_all(b"")
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send everything, behind what was offered before.
+
+        Raises:
+            trio.BrokenResourceError: the peer is gone, or took nothing for the write timeout.
+            trio.ClosedResourceError: closed on this side.
+        """
+        async with self._sending:
+            self._check_open()
+            if self._offered:
+                data = bytes(self._offered) + data
+                self._offered.clear()
+            await self._send(data)
+            while self._offered:  # offered meanwhile
+                data = bytes(self._offered)
+                self._offered.clear()
+                await self._send(data)
+            if self._offered_any.is_set():  # an unset one may have the flusher waiting on it
+                self._offered_any = trio.Event()
+
+    async def _send(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            with memoryview(data) as view:
+                for start in range(0, len(view), _SLICE):
+                    with trio.fail_after(self._write_timeout_s):
+                        await self._transport.send_all(view[start : start + _SLICE])
+        except trio.TooSlowError as error:
+            self._broken = True
+            raise trio.BrokenResourceError("the peer reads nothing") from error
+        except BaseException:
+            self._broken = True
+            raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this side closed the connection")
+        if self._broken:
+            raise trio.BrokenResourceError("an earlier send failed")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """As the transport's, behind whoever is sending."""
+        async with self._sending:
+            self._check_open()
+            await self._transport.wait_send_all_might_not_block()
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """The next bytes, b"" at the end; no deadline of its own, the protocol knows how long silence may last.
+
+        Raises:
+            trio.BrokenResourceError: the peer reset the connection.
+            trio.ClosedResourceError: closed on this side, perhaps while this call waited.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError("this side closed the connection")
+        if self._unread:
+            await trio.lowlevel.checkpoint()
+            cut = len(self._unread) if max_bytes is None else max_bytes
+            data, self._unread = self._unread[:cut], self._unread[cut:]
+            return data
+        async with self._receiving:
+            with trio.CancelScope() as self._receive_scope:
+                data = bytes(await self._transport.receive_some(max_bytes))
+                if data:
+                    self.received = True
+                else:
+                    self._ended = True
+                return data
+        raise trio.ClosedResourceError("this side closed the connection")
+
+    # -- ending ----------------------------------------------------------------------------------------------------
+
+    async def send_eof(self) -> None:
+        """End this side's bytes; the peer may go on sending."""
+        async with self._sending:
+            self._check_open()
+            await self._transport.send_eof()
+
+    async def aclose(self) -> None:
+        """Close so that the peer can read the last answer: end our side, let it finish sending for at most 1 s, close.
+
+        Closing with unread bytes would make the kernel reset the connection and drop an answer still on its way.
+        """
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        self._closed = True
+        if self._receive_scope is not None:
+            self._receive_scope.cancel()
+        try:
+            if not (self._broken or self._ended):
+                with trio.move_on_after(LINGER_S):
+                    await self._linger()
+        finally:
+            self.abort()
+            self.scope.deadline = min(self.scope.deadline, trio.current_time() + LINGER_S)
+
+    async def _linger(self) -> None:
+        try:
+            await self._transport.send_eof()
+            async with self._receiving:
+                left = _LINGER_BYTES
+                while left > 0 and (data := await self._transport.receive_some(_SLICE)):
+                    left -= len(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            return  # the peer left first, or a sender is still stuck in front of it
+
+    def abort(self) -> None:
+        """Close at once and without a word; whoever waits on the stream gets ClosedResourceError."""
+        self._closed = True
+        self.socket.close()

@@ -1,0 +1,23 @@
+"""GET /: what this service is and where its resources are."""
+
+from __future__ import annotations
+
+from fluxora.http.backend import Backend
+from fluxora.http.exchange import Reply, Request
+from fluxora.http.replies import json_reply
+
+LINKS = {
+    "self": "/",
+    "health": "/health",
+    "live": "/health/live",
+    "ready": "/health/ready",
+    "streams": "/api/streams{?status,sender,recipient,contractId,limit,cursor,order,asOf}",
+    "stream": "/api/streams/{id}{?asOf}",
+    "streamEvents": "/api/streams/{id}/events{?after,limit}",
+    "events": "/api/events{?after,limit,streamId,event,contractId,ledgerFrom,ledgerTo}",
+}
+
+
+async def index(_request: Request, backend: Backend) -> Reply:
+    """The service's name, version and links; those with parameters are URI templates (RFC 6570)."""
+    return json_reply({"name": "Fluxora API", "version": backend.version, "links": LINKS})

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from front import Server, report
+
+from fluxora.actors.dedup import Deduplicator
+from fluxora.actors.guard import Guard
+from fluxora.actors.parcel import Parcel, Rewind
+from fluxora.actors.progress import Progress
+from fluxora.actors.recorder import Recorder
+from fluxora.actors.sources.push import PushSource
+from fluxora.config import HttpConfig, StorageConfig
+from fluxora.http.backend import Backend
+from fluxora.http.listener import serve
+from fluxora.protocol.chain import KnownChain, LedgerBatch
+from fluxora.storage.store import Appended, Store, open_store
+
+Start = Callable[..., Awaitable[Server]]
+
+
+@pytest.fixture
+def start(nursery: trio.Nursery) -> Start:
+    """Start a front over a backend; options are fields of HttpConfig or of Backend."""
+
+    async def starter(**options: Any) -> Server:
+        of_backend = {
+            "store": None,  # for routes that never ask it
+            "push": None,
+            "health": report,
+            "version": "1.2.3",
+        }
+        of_backend.update((k, options.pop(k)) for k in [*of_backend, "clock"] if k in options)
+        backend = Backend(config=HttpConfig(**{"port": 0, **options}), **of_backend)
+        listening = await nursery.start(partial(serve, backend))
+        return Server(backend, listening.port)
+
+    return starter
+
+
+@pytest.fixture
+async def store(storage_config: StorageConfig) -> AsyncIterator[Store]:
+    async with open_store(storage_config, decimals={}) as opened:
+        await opened.migrate()
+        yield opened
+
+
+@pytest.fixture
+async def record(store: Store) -> AsyncIterator[Callable[..., Awaitable[Appended]]]:
+    """Append batches to the store, as the recorder does."""
+    lease = await store.try_lease()
+    assert lease is not None
+
+    async def recorder(*batches: LedgerBatch) -> Appended:
+        return await store.append(batches, lease=lease.number)
+
+    yield recorder
+    await lease.aclose()
+
+
+@pytest.fixture
+async def push(store: Store, nursery: trio.Nursery) -> AsyncIterator[PushSource]:
+    """A push source with the pipeline behind it: guard, deduplicator, recorder, and the lease."""
+    lease = await store.try_lease()
+    assert lease is not None
+    state = await store.ingest_state()
+    source, progress = PushSource(), Progress()
+    to_guard, guard_inbox = trio.open_memory_channel[Parcel](4)
+    to_dedup, dedup_inbox = trio.open_memory_channel[Parcel](4)
+    to_recorder, recorder_inbox = trio.open_memory_channel[Parcel](4)
+    chain = KnownChain(state.headers)
+    guard = Guard(guard_inbox, to_dedup, chain=chain, rewind=Rewind(), progress=progress, probe=None)
+    dedup = Deduplicator(dedup_inbox, to_recorder, epoch=state.epoch)
+    recorder = Recorder(
+        recorder_inbox,
+        store=store,
+        lease=lease.number,
+        progress=progress,
+        publish=lambda _appended: None,
+        events_per_transaction=4000,
+    )
+    for actor in (recorder, dedup, guard):
+        await nursery.start(actor.run)
+    source.open(to_guard)
+    yield source
+    source.close()
+    await lease.aclose()
