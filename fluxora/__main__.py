@@ -1,0 +1,219 @@
+"""The command line: the only reader of argv and os.environ.
+
+Exit codes: 0 done or stopped as asked, 1 failed while running, 2 wrong usage or configuration, 130 stopped at once by a
+second signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from fluxora import __version__, logs
+from fluxora.config import LOCALNET_PASSPHRASE, VARIABLES, Config
+from fluxora.errors import ConfigError, FluxoraError
+
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: `arguments` fills its parser, `run` is its life."""
+
+    name: str
+    help: str
+    run: Callable[[argparse.Namespace], int]
+    arguments: Callable[[argparse.ArgumentParser], None] = lambda _parser: None
+    epilog: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. Errors that the operator can mend are one line on standard error."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser(argv[0] if argv else "").parse_args(argv)
+    try:
+        command: Command = arguments.command
+        return command.run(arguments)
+    except ConfigError as error:
+        print(f"fluxora: {error}", file=sys.stderr)
+        return 2
+    except FluxoraError as error:
+        print(f"fluxora: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """The parser; only the chosen command adds its arguments, for which it may load modules that others do without."""
+    parser = argparse.ArgumentParser(prog="fluxora", description="The backend of token streaming on Stellar.")
+    parser.add_argument("--version", action="version", version=f"fluxora {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(
+            command.name,
+            help=command.help,
+            description=command.help,
+            epilog=command.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if command.name == chosen:
+            command.arguments(subparser)
+        subparser.set_defaults(command=command)
+    return parser
+
+
+def _variables() -> str:
+    width = max(len(variable.name) for variable in VARIABLES)
+    return "environment:\n" + "\n".join(f"  {v.name:{width}}  {v.help}" for v in VARIABLES)
+
+
+# serve and dev
+
+
+def _serve(_arguments: argparse.Namespace) -> int:
+    config = Config.from_env(os.environ)
+    logs.configure(config.log_level)
+    return trio.run(_run, config, None)
+
+
+def _dev(arguments: argparse.Namespace) -> int:
+    from fluxora.localnet.command import default_contracts  # noqa: PLC0415 (it brings stellar_sdk, 36 MB)
+
+    config = Config.from_env({**os.environ, "FLUXORA_SOURCE": "local"})
+    config = replace(
+        config,
+        contracts=config.contracts or default_contracts(),
+        source=replace(
+            config.source,
+            network_passphrase=LOCALNET_PASSPHRASE,
+            header_every=1,
+            poll_interval_s=1.0,
+            start_ledger=None,
+        ),
+        http=replace(config.http, port=config.http.port if arguments.port is None else arguments.port),
+    )
+    logs.configure(config.log_level)
+    return trio.run(_run, config, _print_examples)
+
+
+def _dev_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, help="port for HTTP, 0 for a free one (default: PORT, else 3000)")
+
+
+async def _run(config: Config, greet: Callable[[str], None] | None) -> int:
+    """Serve until SIGINT or SIGTERM; a second one ends the process at once."""
+    from fluxora.runtime import open_runtime  # noqa: PLC0415 (`--help` should not load the server)
+
+    async with open_runtime(config) as runtime:
+        if greet is not None:
+            greet(runtime.url)
+        with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
+            async for number in signals:
+                logs.get("main").info(
+                    "main.stopping", signal=signal.Signals(number).name, hint="a second one ends it now"
+                )
+                break
+        for number in _STOP_SIGNALS:
+            signal.signal(number, lambda *_: os._exit(130))
+    return 0
+
+
+def _print_examples(url: str) -> None:
+    print(
+        f"\nFluxora serves live streams of a local network at {url}\n\n"
+        f"  curl -s {url}/health\n"
+        f"  curl -s '{url}/api/streams?limit=3'\n"
+        f"  curl -s '{url}/api/streams?status=active&order=desc&limit=1'\n"
+        f"  curl -s '{url}/api/events?limit=5'\n\n"
+        "Ctrl-C stops it; its data stays.\n",
+        flush=True,
+    )
+
+
+# migrate
+
+
+def _migrate(_arguments: argparse.Namespace) -> int:
+    config = Config.from_env(os.environ)
+    logs.configure(config.log_level)
+    applied = trio.run(_apply_migrations, config)
+    print("applied: " + ", ".join(f"{number:04d}" for number in applied) if applied else "nothing to apply")
+    return 0
+
+
+async def _apply_migrations(config: Config) -> list[int]:
+    from fluxora.storage.migrate import migrate  # noqa: PLC0415 (as in _run)
+    from fluxora.storage.store import open_store  # noqa: PLC0415
+
+    async with open_store(config.storage, decimals=config.decimals, wakeup=None) as store:
+        return await migrate(store)
+
+
+# replay
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from fluxora.replay import replay  # noqa: PLC0415 (as in _run)
+
+    config = Config.from_env(os.environ)
+    if config.source.kind == "rpc":
+        raise ConfigError("FLUXORA_SOURCE: set it to push or none to replay a file; now it follows an RPC")
+    config = replace(config, source=replace(config.source, kind="push"), http=replace(config.http, port=0))
+    logs.configure(config.log_level)
+    summary = trio.run(replay, config, arguments.file)
+    print(f"{summary.inserted} recorded, {summary.duplicates} known already, position {summary.position}")
+    return 0
+
+
+def _replay_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", type=Path, help="one event a line, as JSON in the form of the ingest endpoint; - for stdin"
+    )
+
+
+# localnet
+
+
+def _localnet_arguments(parser: argparse.ArgumentParser) -> None:
+    from fluxora.localnet.command import add_arguments  # noqa: PLC0415 (as in _dev)
+
+    add_arguments(parser)
+
+
+def _localnet(arguments: argparse.Namespace) -> int:
+    from fluxora.localnet.command import main as run  # noqa: PLC0415 (as in _dev)
+
+    logs.configure(os.environ.get("LOG_LEVEL", "info"))
+    try:
+        trio.run(run, arguments)
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+COMMANDS = (
+    Command("serve", "follow the ledger and serve the API", _serve, epilog=_variables()),
+    Command(
+        "dev",
+        "serve with a local network that lives in this process; needs no configuration",
+        _dev,
+        _dev_arguments,
+    ),
+    Command("localnet", "run a local Stellar RPC with scripted streams", _localnet, _localnet_arguments),
+    Command("migrate", "bring the database's schema up to date", _migrate, epilog=_variables()),
+    Command(
+        "replay", "record contract events from a file; what is known already is left alone", _replay, _replay_arguments
+    ),
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""The composition root: builds the tree of actors from a Config, and owns the order in which it starts and stops.
+
+Start: database, migrations, source, then monitor, feed, front end and the ingest pipeline. Stop: the reverse, so that
+ingest drains into the log before the front end goes, and the database goes last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from fluxora import __version__, logs
+from fluxora.actors.feed import Feed
+from fluxora.actors.monitor import Monitor
+from fluxora.actors.pipeline import Pipeline
+from fluxora.actors.sources import Source
+from fluxora.actors.sources.local import LocalSource
+from fluxora.actors.sources.push import PushSource
+from fluxora.actors.sources.stellar_rpc import StellarRpcSource
+from fluxora.actors.status import HealthReport
+from fluxora.actors.supervisor import ChildSpec, Group, Supervisor
+from fluxora.config import Config
+from fluxora.errors import FluxoraError
+from fluxora.http.backend import Backend, Listening
+from fluxora.http.listener import serve
+from fluxora.protocol.messages import LogEvent, StreamView, view
+from fluxora.storage.migrate import migrate
+from fluxora.storage.store import Store, open_store
+
+_log = logs.get("runtime")
+
+
+class Runtime:
+    """A running Fluxora. Made by `open_runtime`; everything ends when its block does.
+
+    `push` takes contract events where the source is "push", and is None otherwise.
+    """
+
+    def __init__(self, config: Config, store: Store, feed: Feed) -> None:
+        self.config = config
+        self.push: PushSource | None = PushSource() if config.source.kind == "push" else None
+        self._store = store
+        self._feed = feed
+        self._listening: Listening | None = None
+        self._monitor: Monitor | None = None
+        self._supervisor: Supervisor | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that accepts connections."""
+        assert self._listening is not None
+        return self._listening.port
+
+    @property
+    def url(self) -> str:
+        """Where REST answers, without a trailing slash."""
+        assert self._listening is not None
+        host = self._listening.host
+        if host in {"0.0.0.0", "::"}:  # noqa: S104 (compared, not bound)
+            host = "127.0.0.1"
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def health(self) -> HealthReport:
+        """What GET /health says."""
+        assert self._monitor is not None
+        return self._monitor.report()
+
+    async def stream(self, stream_id: str, *, as_of: int | None = None) -> StreamView | None:
+        """One stream with its amounts at `as_of` (Unix seconds, past or future; now by default).
+
+        Raises:
+            StorageUnavailable: PostgreSQL cannot answer now.
+        """
+        record = await self._store.stream(stream_id)
+        return None if record is None else view(record, int(time.time()) if as_of is None else as_of)
+
+    def events(self, after: int = 0) -> AsyncGenerator[tuple[LogEvent, ...], None]:
+        """The log after position `after` in batches, then live, for ever: nothing lost, nothing twice.
+
+        Use as ``async with aclosing(rt.events()) as batches``.
+        """
+        return self._feed.follow(after)
+
+    def stop(self) -> None:
+        """Begin the orderly stop; the block that `open_runtime` opened is cancelled when it is complete."""
+        assert self._supervisor is not None
+        self._supervisor.stop()
+
+    def _build(self, source: Source | None, entries: Source | None) -> Supervisor:
+        config = self.config
+        pipeline = Pipeline(
+            config=config,
+            store=self._store,
+            source=source,
+            push=self.push,
+            entries=entries,
+            publish=self._feed.publish,
+        )
+        backend = Backend(
+            config=config.http,
+            store=self._store,
+            push=self.push,
+            health=self.health,
+            version=__version__,
+        )
+        rpc = source or entries
+        self._monitor = Monitor(
+            version=__version__,
+            store=self._store,
+            progress=pipeline.progress,
+            source=config.source.kind,
+            rpc=None if rpc is None else rpc.status,
+            stall_threshold_s=config.pipeline.stall_threshold_s,
+            actors=lambda: [] if self._supervisor is None else self._supervisor.statuses(),
+            stopping=backend.stopping.is_set,
+        )
+        children: list[ChildSpec | Group] = [
+            ChildSpec(self._monitor.name, self._monitor.run, drain=self._monitor.drain),
+            ChildSpec(self._feed.name, self._feed.run, drain=self._feed.drain),
+            ChildSpec(
+                "http",
+                partial(self._front, backend),
+                drain=backend.stopping.set,
+                drain_s=config.http.drain_s + 1,
+            ),
+        ]
+        if source is not None or self.push is not None:
+            children.append(Group("ingest", pipeline.children))
+        return Supervisor("fluxora", children)
+
+    async def _front(self, backend: Backend, *, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            self._listening = await nursery.start(partial(serve, backend))
+            backend.config = replace(backend.config, port=self._listening.port)  # a restart keeps the port
+            task_status.started()
+
+
+@asynccontextmanager
+async def open_runtime(config: Config) -> AsyncIterator[Runtime]:
+    """Start everything; inside the block it serves and follows the ledger, at its end it has stopped in order.
+
+    Raises:
+        ConfigError: the configuration cannot work here.
+        StorageUnavailable: PostgreSQL cannot be reached at the start.
+        MigrationMismatch: the database belongs to another version.
+        RestartIntensityExceeded: an actor keeps crashing; the block is cancelled.
+    """
+    async with AsyncExitStack() as stack:
+        feed: Feed | None = None
+
+        def ring() -> None:
+            if feed is not None:
+                feed.ring()
+
+        store = await stack.enter_async_context(open_store(config.storage, decimals=config.decimals, wakeup=ring))
+        await migrate(store)
+        feed = Feed(store)
+        source, entries = await _open_sources(config, stack)
+        runtime = Runtime(config, store, feed)
+        try:
+            async with trio.open_nursery() as nursery:
+                supervisor = runtime._supervisor = runtime._build(source, entries)  # noqa: SLF001 (its own module)
+                await nursery.start(_supervise, supervisor, nursery.cancel_scope)
+                _log.info("runtime.started", url=runtime.url, source=config.source.kind, version=__version__)
+                try:
+                    yield runtime
+                finally:
+                    supervisor.stop()
+        except* FluxoraError as group:
+            # One clear error for the caller; a crash is already in the log with its traceback.
+            raise _leaf(group) from None
+        _log.info("runtime.stopped")
+
+
+async def _supervise(supervisor: Supervisor, body: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
+    """Run the tree shielded from the block's own cancellation, which would cut the drain; its budgets bound it."""
+    with trio.CancelScope(shield=True):
+        await supervisor.run(task_status=task_status)
+    body.cancel(reason="the runtime has stopped")
+
+
+async def _open_sources(config: Config, stack: AsyncExitStack) -> tuple[Source | None, Source | None]:
+    """What is pulled from, and what ledger entries are read from (the RPC also beside the push source)."""
+    contracts = [contract.id for contract in config.contracts]
+    if config.source.kind == "local":
+        local = await stack.enter_async_context(LocalSource.open(config.source, contracts))
+        return local, local
+    if not config.source.rpc_urls or not contracts or config.source.kind == "none":
+        return None, None
+    rpc = await stack.enter_async_context(StellarRpcSource.open(config.source, contracts))
+    return (rpc, rpc) if config.source.kind == "rpc" else (None, rpc)
+
+
+def _leaf(group: BaseExceptionGroup[FluxoraError]) -> FluxoraError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, FluxoraError)
+    return error
