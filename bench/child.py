@@ -1,0 +1,110 @@
+"""A process of a benchmark: it gets its task as JSON, says what it has to say as JSON lines, and ends with its input.
+
+So nothing outlives the benchmark, however that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+ROOT = Path(__file__).parent.parent
+STOP_S = 30.0
+
+
+class ChildFailed(Exception):
+    """A process ended, or stayed silent, where a line was due; carries the end of its log."""
+
+
+class Child:
+    """`python -m MODULE TASK`, its log in a file; a context manager that ends it."""
+
+    def __init__(self, module: str, task: object, *, log: Path) -> None:
+        self.module = module
+        self._log = log
+        self._buffer = b""
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, msgspec.json.encode(task).decode()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=ROOT,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def alive(self) -> None:
+        """Raise when it has ended.
+
+        Raises:
+            ChildFailed: it has.
+        """
+        code = self._process.poll()
+        if code is not None:
+            raise ChildFailed(f"{self.module} ended with {code}: {self._last_words()}")
+
+    def read(self, *, within_s: float) -> dict[str, Any]:
+        """Its next line.
+
+        Raises:
+            ChildFailed: it ended or said nothing in time.
+        """
+        assert self._process.stdout is not None
+        until = time.monotonic() + within_s
+        pipe = self._process.stdout.fileno()
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([pipe], [], [], max(0.0, until - time.monotonic()))
+            data = os.read(pipe, 65536) if ready else b""
+            if not data:
+                state = "said nothing in time" if not ready else f"ended with {self._process.wait()}"
+                raise ChildFailed(f"{self.module} {state}: {self._last_words()}")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        found: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+        return found
+
+    def stop(self) -> None:
+        """End its input and wait for it; kill it when it does not end."""
+        assert self._process.stdin is not None
+        if not self._process.stdin.closed:
+            self._process.stdin.close()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self) -> None:
+        """`stop`, and no more lines."""
+        self.stop()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _last_words(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")[-2000:].strip() or "(no log)"
+
+
+def say(line: object) -> None:
+    """In a child: one line to the benchmark."""
+    sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+    sys.stdout.flush()
