@@ -19,7 +19,7 @@ from fluxora.protocol.addresses import is_account_or_contract
 
 TESTNET_PASSPHRASE = "Test SDF Network ; September 2015"  # noqa: S105 (a public name, not a secret)
 LOCALNET_PASSPHRASE = "Fluxora Localnet ; 2026"  # noqa: S105 (the same)
-MAX_CONTRACTS = 25  # getEvents takes 5 filters of 5 contract ids in one request
+MAX_CONTRACTS = 1_000  # each 25 of them cost a walk of their own over the same ledgers
 SourceKind = Literal["none", "rpc", "push", "local"]
 
 

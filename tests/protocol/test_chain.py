@@ -15,7 +15,9 @@ def header(sequence: int, own: str, parent: str | None) -> LedgerHeader:
     return LedgerHeader(sequence, own, parent, 0)
 
 
-@given(version=st.binary(min_size=4, max_size=4), previous=st.binary(min_size=32, max_size=32), rest=st.binary(min_size=4))
+@given(
+    version=st.binary(min_size=4, max_size=4), previous=st.binary(min_size=32, max_size=32), rest=st.binary(min_size=4)
+)
 def test_a_history_entry_and_a_bare_header_give_the_parents_hash(version: bytes, previous: bytes, rest: bytes) -> None:
     bare = version + previous + rest
     digest = hashlib.sha256(bare).digest()
