@@ -20,7 +20,6 @@ from fluxora import __version__, logs
 from fluxora.config import LOCALNET_PASSPHRASE, VARIABLES, Config
 from fluxora.errors import ConfigError, FluxoraError
 
-
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -108,7 +108,7 @@ def test_a_refused_url_does_not_repeat_its_password() -> None:
 
 
 def test_too_many_contracts_and_colliding_ids_are_refused() -> None:
-    many = [StrKey.encode_contract(bytes([n] * 32)) for n in range(MAX_CONTRACTS + 1)]
+    many = [StrKey.encode_contract(n.to_bytes(2) * 16) for n in range(MAX_CONTRACTS + 1)]
     with pytest.raises(ConfigError, match="at most"):
         Config.from_env({"FLUXORA_CONTRACTS": " ".join(many)})
     twins = [StrKey.encode_contract(bytes(31) + bytes([n])) for n in range(2)]

@@ -77,15 +77,15 @@ class Corrector:
         found, as_of = await self._source.entries([(want.contract_id, want.chain_stream_id) for want in wants])
         entries = {(entry.contract_id, entry.stream_id): entry for entry in found}
         corrections: list[ContractEvent] = []
-        settled: list[str] = []
-        later: list[str] = []
+        settled: list[EntryWant] = []
+        later: list[EntryWant] = []
         for want in wants:
             entry = entries.get((want.contract_id, want.chain_stream_id))
             ahead = entry is not None and recorded is not None and entry.last_modified > recorded
             unseen = entry is None and as_of < want.ledger  # a node behind us cannot say that there is none
             if entry is not None and (event := await self._correction(want, entry, ahead=ahead)) is not None:
                 corrections.append(event)
-            (later if ahead or unseen else settled).append(want.stream_id)
+            (later if ahead or unseen else settled).append(want)
         if corrections:
             batch = LedgerBatch(events=tuple(sorted(corrections, key=lambda e: e.id)), generation=generation)
             receipt = Receipt()

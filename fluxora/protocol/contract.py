@@ -64,12 +64,14 @@ class ContractEvent(msgspec.Struct, frozen=True, gc=False):
     raw: bytes
 
 
-def correction_id(ledger: int, stream_id: int) -> str:
+def correction_id(ledger: int, stream_id: int, *, immutable_only: bool = False) -> str:
     """Id of a ledger-entry correction: in string order it follows every event of `ledger`.
 
-    It is the highest cursor of the ledger (transaction 1048575, operation 4095, event 4294967295) and the stream.
+    It is the highest cursor of the ledger (transaction 1048575, operation 4095, event 4294967295) and the stream. One
+    that tells only what never changes stands one event before it: the whole entry may be of the same ledger, and must
+    not be taken for a duplicate of it.
     """
-    return f"{ledger << 32 | 1048575 << 12 | 4095:019d}-4294967295-{stream_id}"
+    return f"{ledger << 32 | 1048575 << 12 | 4095:019d}-{4294967295 - immutable_only}-{stream_id}"
 
 
 def decode_xdr(
@@ -127,7 +129,15 @@ def correction(
     data = {"entry": dict(entry), "immutable_only": immutable_only}
     raw = _encode(("entry", _packable(data)))
     return ContractEvent(
-        correction_id(ledger, stream_id), ledger, closed_at, contract_id, "", CORRECTED, stream_id, data, raw
+        correction_id(ledger, stream_id, immutable_only=immutable_only),
+        ledger,
+        closed_at,
+        contract_id,
+        "",
+        CORRECTED,
+        stream_id,
+        data,
+        raw,
     )
 
 

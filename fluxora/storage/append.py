@@ -158,7 +158,9 @@ class Append:
             event.tx_hash or None,
             event.contract_id,
             event.closed_at * 1000,
-            payload_for(None if slot is None else slot.record(), event),
+            payload_for(
+                None if slot is None else slot.record(), event, decimals=self._decimals.get(event.contract_id, 7)
+            ),
         )
         self.writer.add(self.epoch, row, event.raw)
 
@@ -246,6 +248,9 @@ class Append:
             return 0
         result = await refold(self._connection, self.epoch, set(undone.streams))
         await self._settle(result)
+        for key in undone.corrected:
+            if (slot := self.slots[key]).state is not None:
+                self.writer.wants[key] = (slot.contract_id, slot.chain_id, ledger)
         now_ms = time.time_ns() // 1_000_000
         for row in undone.rows(self.slots, now_ms):
             if row.stream_id is not None:

@@ -117,7 +117,10 @@ class EmbeddedServer:
                 os.close(fd)  # the start lock keeps others out until the server has stopped
             if self.answers():
                 stop = ("stop", "-D", str(self.data), "-m", "fast", "-w", "-t", str(STOP_S))
-                self._pg("pg_ctl", *stop, limit_s=STOP_S + 10)
+                try:
+                    self._pg("pg_ctl", *stop, limit_s=STOP_S + 10)
+                except ConfigError as error:  # it ended by itself meanwhile, or it will not: the next start sees to it
+                    log.warning("embedded.stop_failed", error=str(error))
 
     def answers(self) -> bool:
         """True while a server accepts on the socket, whatever it will say."""
@@ -178,10 +181,24 @@ class EmbeddedServer:
         new.rename(self.data)
 
     def _ensure_running(self) -> None:
-        if self.answers():
-            self._wait_ready()
-            return
-        self._drop_foreign_pid()
+        """Use the server that runs, be it still starting, or start one once the earlier one has ended for good."""
+        until = time.monotonic() + START_S
+        while self.answers():
+            try:
+                self._pg("pg_isready", "-h", str(self.data), "-U", "fluxora", "-d", "fluxora", "-q", "-t", "3")
+            except ConfigError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)  # replaying its log after a crash, or going down
+            else:
+                return
+        while self._postmaster_lives():
+            if time.monotonic() > until:
+                raise ConfigError(f"embedded PostgreSQL: an earlier server on {self.data} does not end")
+            time.sleep(0.1)
+        self._start()
+
+    def _start(self) -> None:
         started = time.monotonic()
         options = {**SETTINGS, "unix_socket_directories": f'"{self.data}"'}
         try:
@@ -210,32 +227,22 @@ class EmbeddedServer:
             restore='pg_restore --no-owner -d "$DATABASE_URL" fluxora.dump',
         )
 
-    def _wait_ready(self) -> None:
-        """Somebody's earlier server accepts; after a crash it may still be replaying its log."""
-        until = time.monotonic() + START_S
-        while True:
-            try:
-                self._pg("pg_isready", "-h", str(self.data), "-U", "fluxora", "-d", "fluxora", "-q", "-t", "3")
-            except ConfigError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.1)
-            else:
-                return
+    def _postmaster_lives(self) -> bool:
+        """True while the process of postmaster.pid is a server of this directory that no longer or not yet accepts.
 
-    def _drop_foreign_pid(self) -> None:
-        """Remove a postmaster.pid whose process is somebody else's by now, as after a container restart.
-
-        A postmaster's working directory is its data directory. Where that cannot be read the file is left alone.
+        Its working directory tells: a postmaster's is its data directory. A file that names somebody else's process, as
+        after a container restart, is removed. Where that cannot be read the file is left to PostgreSQL's own checks.
         """
         pid_file = self.data / "postmaster.pid"
         try:
             pid = int(pid_file.read_text().split("\n", 1)[0])
-            if Path(f"/proc/{pid}/cwd").readlink() != self.data.resolve():
-                log.warning("embedded.stale_pid_removed", pid=pid)
-                pid_file.unlink()
+            if Path(f"/proc/{pid}/cwd").readlink() == self.data.resolve():
+                return True
+            log.warning("embedded.stale_pid_removed", pid=pid)
+            pid_file.unlink()
         except (OSError, ValueError):
-            return  # no file, no such process (PostgreSQL sees that itself), no /proc
+            return False  # no file, no such process, no /proc
+        return False
 
     def _version(self) -> int | None:
         try:

@@ -100,17 +100,16 @@ def event_page(query: EventQuery, after: int, last: int | None) -> tuple[str, li
     if last is not None:
         values.append(last)
         conditions.append("position <= $2")
-    for column, value in (
-        ("stream_id", query.stream_id),
-        ("event", query.event),
-        ("contract_id", query.contract_id),
-        ("ledger", query.ledger_from),
-        ("ledger", query.ledger_to),
+    for condition, value in (
+        ("stream_id =", query.stream_id),
+        ("event =", query.event),
+        ("contract_id =", query.contract_id),
+        ("ledger >=", query.ledger_from),
+        ("ledger <=", query.ledger_to),
     ):
         if value is not None:
             values.append(value)
-            sign = "=" if column != "ledger" else ">=" if value is query.ledger_from else "<="
-            conditions.append(f"{column} {sign} ${len(values)}")
+            conditions.append(f"{condition} ${len(values)}")
     values.append(query.limit)
     return f"{_EVENT} WHERE {' AND '.join(conditions)} ORDER BY position LIMIT ${len(values)}", values
 
@@ -173,15 +172,20 @@ async def entry_wants(connection: Connection, now_s: int, limit: int) -> list[En
     return [EntryWant(row["stream_id"], row["contract_id"], int(row["chain"]), row["ledger"]) for row in rows]
 
 
-async def drop_wants(connection: Connection, stream_ids: Sequence[str]) -> None:
-    """These have been read."""
-    await connection.execute("DELETE FROM entry_wants WHERE stream_id = ANY($1)", list(stream_ids))
+async def drop_wants(connection: Connection, wants: Sequence[EntryWant]) -> None:
+    """These have been answered; one that was raised again since then, by a newer ledger, stays."""
+    await connection.execute(
+        "DELETE FROM entry_wants AS w USING unnest($1::text[], $2::bigint[]) AS answered(id, ledger) "
+        "WHERE w.stream_id = answered.id AND w.ledger = answered.ledger",
+        [want.stream_id for want in wants],
+        [want.ledger for want in wants],
+    )
 
 
-async def postpone_wants(connection: Connection, stream_ids: Sequence[str], until_s: int) -> None:
+async def postpone_wants(connection: Connection, wants: Sequence[EntryWant], until_s: int) -> None:
     """Ask for these again, not before `until_s` (Unix seconds)."""
     await connection.execute(
-        "UPDATE entry_wants SET not_before = $2 WHERE stream_id = ANY($1)", list(stream_ids), until_s
+        "UPDATE entry_wants SET not_before = $2 WHERE stream_id = ANY($1)", [want.stream_id for want in wants], until_s
     )
 
 

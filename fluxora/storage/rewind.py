@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from fluxora.protocol.contract import CORRECTED
 from fluxora.protocol.messages import LogEvent, reverted_payload
 from fluxora.storage import statements as sql
 from fluxora.storage.pool import Connection
@@ -21,7 +22,10 @@ REVERTED = "stream.reverted"
 
 
 class Undone(msgspec.Struct):
-    """Marked events: their ids by stream and, where they concern none, by contract. Rows begin at `first_position`."""
+    """Marked events: their ids by stream and, where they concern none, by contract. Rows begin at `first_position`.
+
+    `corrected` are the streams that lost what a ledger entry had told, and so need it read again.
+    """
 
     epoch: int
     ledger: int
@@ -29,6 +33,7 @@ class Undone(msgspec.Struct):
     count: int
     streams: dict[str, list[str]]
     contracts: dict[str, list[str]]
+    corrected: set[str]
 
     def rows(self, slots: Mapping[str, Slot], now_ms: int) -> Iterator[LogEvent]:
         """The log rows that say so; `slots` hold the restored states, each valued at the second of its last event."""
@@ -47,16 +52,22 @@ class Undone(msgspec.Struct):
 
 
 async def take_back(connection: Connection, epoch: int, ledger: int, first_position: int) -> Undone:
-    """Mark the live events above `ledger` as undone and forget the ledgers there."""
+    """Mark the live events above `ledger` as undone and forget the ledgers there.
+
+    What was to be read because of an undone event is read as of `ledger` instead: the need may be older.
+    """
     await connection.execute(sql.FORGET_LEDGERS, epoch, ledger)
+    await connection.execute(sql.AGE_WANTS, ledger)
     rows = await connection.fetch(sql.UNDONE, epoch, ledger)
-    undone = Undone(epoch, ledger, first_position, 0, {}, {})
+    undone = Undone(epoch, ledger, first_position, 0, {}, {}, set())
     for row in rows:
         undone.count += not row["event_id"].endswith(BIRTH)
         if row["stream_id"] is None:
             undone.contracts.setdefault(row["contract_id"], []).append(row["event_id"])
         else:
             undone.streams.setdefault(row["stream_id"], []).append(row["event_id"])
+            if row["action"] == CORRECTED:
+                undone.corrected.add(row["stream_id"])
     marks = {key: first_position + at for at, key in enumerate(sorted(undone.streams))}
     contract_marks = {key: first_position + len(marks) + at for at, key in enumerate(sorted(undone.contracts))}
     await connection.execute(

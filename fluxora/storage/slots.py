@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from fluxora.protocol.contract import ContractEvent
+from fluxora.protocol.contract import CORRECTED, ContractEvent
 from fluxora.protocol.messages import StreamRecord
 from fluxora.protocol.streams import StreamState, unpack_state
 
@@ -71,14 +71,17 @@ class Slot:
         self.last_event_id = event_id
         if state is None:
             return
-        if self.state is None:
+        known = self.state is not None
+        if not known:
             self.created_position = position
             self.created_ms = event.closed_at * 1000
         self.state = state
         self.position = position
+        self.dirty = True
+        if known and event.action == CORRECTED:
+            return  # it tells what an earlier ledger did
         self.ledger = event.ledger
         self.updated_ms = event.closed_at * 1000
-        self.dirty = True
 
     def restore(self, other: Slot) -> None:
         """Take what a refold made of the stream; where it stands in the log stays."""

@@ -64,7 +64,7 @@ SELECT pg_notify('fluxora_log', $20)
 NO_TIMEOUT = "SET LOCAL statement_timeout = 0"
 
 UNDONE = """
-SELECT position, event_id, stream_id, contract_id FROM events
+SELECT position, event_id, stream_id, contract_id, action FROM events
 WHERE epoch = $1 AND ledger > $2 AND reverted_by IS NULL AND raw IS NOT NULL ORDER BY position
 """
 
@@ -76,6 +76,8 @@ WHERE events.position = v.position
 FORGET_LEDGERS = "DELETE FROM ledgers WHERE epoch = $1 AND sequence > $2"
 
 PARK = "UPDATE streams SET parked = true WHERE origin = 'chain' AND NOT parked"
+
+AGE_WANTS = "UPDATE entry_wants SET ledger = $1 WHERE ledger > $1"
 
 FORGET_WANTS = "DELETE FROM entry_wants"
 

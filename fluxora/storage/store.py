@@ -112,13 +112,13 @@ class Store:
         """Streams whose ledger entry is due to be read."""
         return await self._read(reads.entry_wants, int(time.time()), limit)
 
-    async def drop_wants(self, stream_ids: Sequence[str]) -> None:
-        """These have been read."""
-        await self._write(reads.drop_wants, stream_ids)
+    async def drop_wants(self, wants: Sequence[EntryWant]) -> None:
+        """These have been answered, as they were when `entry_wants` listed them."""
+        await self._write(reads.drop_wants, wants)
 
-    async def postpone_wants(self, stream_ids: Sequence[str], until: int) -> None:
+    async def postpone_wants(self, wants: Sequence[EntryWant], until: int) -> None:
         """Ask for these again at `until` (Unix seconds)."""
-        await self._write(reads.postpone_wants, stream_ids, until)
+        await self._write(reads.postpone_wants, wants, until)
 
     async def stream(self, stream_id: str) -> StreamRecord | None:
         """One stream, of whatever epoch; None where there is none."""

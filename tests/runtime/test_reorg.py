@@ -60,8 +60,8 @@ async def settle(rt: Runtime, net: Network) -> None:
 class Snapshot:
     """All that REST shows, without what may differ between two logs of one chain.
 
-    That is positions and epochs, and when a ledger entry was read: corrections' own rows, and the stream as it was shown
-    with an event before or after one. The streams at the end and each event's own data must be the same.
+    That is positions and epochs, and when a ledger entry was read: corrections' own rows, and the stream as it was
+    shown with an event before or after one. The streams at the end and each event's own data must be the same.
     """
 
     def __init__(self, streams: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:

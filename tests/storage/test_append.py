@@ -258,9 +258,13 @@ async def test_doubtful_streams_are_wanted_until_read(storage_config: StorageCon
         await store.append([batch([doubtful, withdrew(100, 1, 9)])], lease=lease.number)
         wants = await store.entry_wants(10)
         assert [(want.chain_stream_id, want.ledger) for want in wants] == [(1, 100), (9, 100)]
-        await store.postpone_wants([wants[0].stream_id], 2**40)
-        await store.drop_wants([wants[1].stream_id])
+        await store.postpone_wants([wants[0]], 2**40)
+        await store.drop_wants([wants[1]])
         assert await store.entry_wants(10) == []
+        await store.append([batch([withdrew(101, 1, 9)])], lease=lease.number)
+        await store.drop_wants([wants[1]])  # as listed before: another reason has come since
+        assert [(want.chain_stream_id, want.ledger) for want in await store.entry_wants(10)] == [(9, 101)]
+        await store.drop_wants(await store.entry_wants(10))
         fixed = correction(
             ledger=100, closed_at=close_time(100), contract_id=CONTRACT, stream_id=1,
             entry={"stream_id": 1, "kind": 2}, immutable_only=True,

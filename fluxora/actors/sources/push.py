@@ -28,7 +28,7 @@ class PushOutcome(msgspec.Struct, frozen=True):
 
 
 class PushSource:
-    """The door of the pipeline for pushed events. Outlives the pipeline's incarnations: `open` and `close` mark them."""
+    """The pipeline's door for pushed events. Outlives the pipeline's incarnations: `open` and `close` mark them."""
 
     name = "push"
 

@@ -211,8 +211,9 @@ class StellarRpcSource:
     def events(self, first: int, last: int) -> AsyncGenerator[Page, None]:
         """Yield every event of `first`..`last` once, in order, in pages of at most 1,000.
 
-        More contracts than one request can name are walked in groups side by side. The next request is sent before the events of an answer are decoded and handed over, so the node works on it
-        meanwhile. Closing the generator drops that request.
+        More contracts than one request can name are walked in groups side by side. The next request of a walk is sent
+        before the events of an answer are decoded and handed over, so the node works on it meanwhile. Closing the
+        generator drops that request.
 
         Raises:
             HistoryLost: the node has pruned a ledger of the range ("history_pruned"); a `HistoryPruned`.

@@ -20,7 +20,7 @@ from scripted_node import (
 )
 
 from fluxora.actors.sources.failures import HistoryPruned, NodeRange
-from fluxora.errors import ConfigError, HistoryLost, SourceUnavailable
+from fluxora.errors import HistoryLost, SourceUnavailable
 
 
 async def pages_of(source, first, last, into=None):
