@@ -76,7 +76,8 @@ async def test_a_fork_goes_back_to_the_newest_ledger_that_both_have(
         [header for header in headers("a", 1, top) if header.sequence in known or header.sequence == top]
     )
     node = Node({n: digest("a" if n <= fork else "b", n) for n in range(pruned_below, top + 1)})
-    seen = LedgerBatch(headers=(LedgerHeader(top, digest("b", top), digest("b", top - 1), 0),))
+    parent = digest("a" if top - 1 <= fork else "b", top - 1)
+    seen = LedgerBatch(headers=(LedgerHeader(top, digest("b", top), parent, 0),))
     [out], rewind = await judge(chain, node, [seen])
     common = [n for n in known if n <= fork and n >= pruned_below]
     expected = max(common, default=None)
