@@ -33,9 +33,15 @@ def configure(level: str = "info", *, human: bool | None = None) -> None:
     structlog.configure(
         processors=chain,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # whatever standard error is by then
         cache_logger_on_first_use=False,
     )
+
+
+def configure_unless_done(level: str) -> None:
+    """For embedders: take over nothing from an application that has set structlog up itself."""
+    if not structlog.is_configured():
+        configure(level)
 
 
 def get(actor: str) -> structlog.typing.FilteringBoundLogger:

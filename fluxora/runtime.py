@@ -144,12 +144,15 @@ class Runtime:
 async def open_runtime(config: Config) -> AsyncIterator[Runtime]:
     """Start everything; inside the block it serves and follows the ledger, at its end it has stopped in order.
 
+    What the block itself raises comes out as it is, after the stop.
+
     Raises:
         ConfigError: the configuration cannot work here.
         StorageUnavailable: PostgreSQL cannot be reached at the start.
         MigrationMismatch: the database belongs to another version.
         RestartIntensityExceeded: an actor keeps crashing; the block is cancelled.
     """
+    logs.configure_unless_done(config.log_level)
     async with AsyncExitStack() as stack:
         feed: Feed | None = None
 
@@ -162,6 +165,7 @@ async def open_runtime(config: Config) -> AsyncIterator[Runtime]:
         feed = Feed(store)
         source, entries = await _open_sources(config, stack)
         runtime = Runtime(config, store, feed)
+        failure: Exception | None = None
         try:
             async with trio.open_nursery() as nursery:
                 supervisor = runtime._supervisor = runtime._build(source, entries)  # noqa: SLF001 (its own module)
@@ -169,12 +173,16 @@ async def open_runtime(config: Config) -> AsyncIterator[Runtime]:
                 _log.info("runtime.started", url=runtime.url, source=config.source.kind, version=__version__)
                 try:
                     yield runtime
+                except Exception as error:  # noqa: BLE001 - raised below: the nursery would wrap it in a group
+                    failure = error
                 finally:
                     supervisor.stop()
         except* FluxoraError as group:
             # One clear error for the caller; a crash is already in the log with its traceback.
             raise _leaf(group) from None
         _log.info("runtime.stopped")
+        if failure is not None:
+            raise failure
 
 
 async def _supervise(supervisor: Supervisor, body: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
