@@ -27,10 +27,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped benchmark, too, stops its PostgreSQL
     if options.scenario != "smoke":
         return 0 if _run(options.scenario, options) else 1
-    passed = [
-        _run(name, parser.parse_args([name, *(["--json", str(options.json)] if options.json else [])]))
-        for name in SCENARIOS
-    ]
+    passed = [_run(name, parser.parse_args([name, *_passed_on(options)])) for name in SCENARIOS]
     return 0 if all(passed) else 1
 
 
@@ -47,7 +44,12 @@ def _run(name: str, options: argparse.Namespace) -> bool:
     return run.report.passed
 
 
+def _passed_on(options: argparse.Namespace) -> list[str]:
+    return [*(["--json", str(options.json)] if options.json else []), *(["--strict"] if options.strict else [])]
+
+
 def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--strict", action="store_true", help="fail where a goal of speed is missed, too")
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="also write the report there as JSON")
 
 

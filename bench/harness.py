@@ -41,12 +41,13 @@ class Figure(msgspec.Struct):
 
 
 class Verdict(msgspec.Struct):
-    """A threshold or a check, what was required and what was found."""
+    """A check, what was required and what was found. A goal of speed is told but fails no run unless asked to."""
 
     name: str
     required: str
     found: str
     passed: bool
+    goal: bool = False
 
 
 class Machine(msgspec.Struct):
@@ -77,8 +78,9 @@ class Report(msgspec.Struct):
 
     @property
     def passed(self) -> bool:
-        """Every verdict passed, and there is one."""
-        return bool(self.verdicts) and all(verdict.passed for verdict in self.verdicts)
+        """Every check passed, and there is a verdict; with the option `strict`, every goal was reached too."""
+        strict = self.options.get("strict") == "True"
+        return bool(self.verdicts) and all(v.passed or (v.goal and not strict) for v in self.verdicts)
 
 
 class Run:
@@ -123,9 +125,9 @@ class Run:
         self.figure(f"{name}, ratio", ratio, "x")
         return ratio
 
-    def at_least(self, name: str, value: float, bound: float) -> None:
-        """Pass when `value` reaches `bound`."""
-        self.report.verdicts.append(Verdict(name, f">= {bound:g}", f"{value:.4g}", value >= bound))
+    def goal(self, name: str, value: float, bound: float) -> None:
+        """State a goal of speed, reached when `value` does `bound`: machines are shared, so alone it fails nothing."""
+        self.report.verdicts.append(Verdict(name, f">= {bound:g}", f"{value:.4g}", value >= bound, goal=True))
 
     def at_most(self, name: str, value: float, bound: float) -> None:
         """Pass when `value` stays within `bound`."""

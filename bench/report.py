@@ -24,7 +24,12 @@ def table(report: Report) -> str:
     lines += ["", *_columns([(figure.name, _number(figure.value), figure.unit) for figure in report.figures]), ""]
     lines += _columns(
         [
-            ("PASS" if verdict.passed else "FAIL", verdict.name, verdict.required, f"found {verdict.found}")
+            (
+                "PASS" if verdict.passed else "MISSED" if verdict.goal else "FAIL",
+                verdict.name,
+                verdict.required,
+                f"found {verdict.found}",
+            )
             for verdict in report.verdicts
         ]
     )

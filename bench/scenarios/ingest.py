@@ -97,8 +97,8 @@ class Ingest:
             run.note("profiled: the rate says nothing")
             print(profile)
         else:
-            run.at_least("events/s committed", chain.events / seconds, LEAST_RATE)
-            run.at_least("ratio to COPY", ratio, LEAST_RATIO)
+            run.goal("events/s committed", chain.events / seconds, LEAST_RATE)
+            run.goal("ratio to COPY", ratio, LEAST_RATIO)
 
     def _backfill(self, run: Run, scene: _Scene) -> tuple[Sampler, float, str]:
         chain, log = scene.chain, scene.folder / "runtime.log"

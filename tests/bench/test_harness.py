@@ -25,8 +25,7 @@ def new_run(**options):
 @pytest.mark.parametrize(
     ("judge", "passed"),
     [
-        (lambda run: run.at_least("rate", 10.0, 10.0), True),
-        (lambda run: run.at_least("rate", 9.9, 10.0), False),
+        (lambda run: run.goal("rate", 10.0, 10.0), True),
         (lambda run: run.at_most("memory", 300.0, 300.0), True),
         (lambda run: run.at_most("memory", 300.1, 300.0), False),
         (lambda run: run.equal("rows", 7, 7), True),
@@ -42,6 +41,14 @@ def test_one_failed_verdict_fails_the_run(judge, passed):
     assert run.report.passed is (passed or not run.report.verdicts[:-1])
 
 
+def test_a_missed_goal_is_shown_and_fails_a_strict_run_only():
+    for strict in (False, True):
+        run = new_run(strict=strict)
+        run.goal("rate", 9.9, 10.0)
+        assert "MISSED" in table(run.report)
+        assert run.report.passed is not strict
+
+
 def test_report_survives_json_and_shows_everything(tmp_path):
     run = new_run(events=5)
     with run.stage("first"):
@@ -49,7 +56,7 @@ def test_report_survives_json_and_shows_everything(tmp_path):
     with pytest.raises(ZeroDivisionError), run.stage("second"):
         _ = 1 / 0
     assert run.compare("rows", ours=30.0, baseline=10.0, baseline_name="plain", unit="rows/s") == 3.0
-    run.at_least("ratio", 3.0, 2.0)
+    run.goal("ratio", 3.0, 2.0)
     run.series("memory", [(0.0, 1.0)])
     saved = save(run.report, tmp_path)
     assert msgspec.json.decode(saved.read_bytes(), type=Report) == run.report
