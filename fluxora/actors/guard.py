@@ -66,6 +66,8 @@ class Guard:
 
     async def _judge(self, parcel: Parcel) -> Parcel:
         batch = parcel.batch
+        if batch.new_epoch:
+            self._chain.truncate(None)
         conflict = self._chain.conflict(batch.headers) if batch.headers else None
         if conflict is None:
             self._chain.add(batch.headers)

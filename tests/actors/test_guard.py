@@ -126,3 +126,12 @@ async def test_a_pushed_fork_is_undone_in_the_batch_that_brings_the_new_branch()
     assert out.headers == batch.headers
     assert rewind.generation == 0
     assert (chain.hash_of(7), chain.hash_of(8), chain.hash_of(9)) == (digest("a", 7), digest("b", 8), None)
+
+
+async def test_a_new_epoch_forgets_the_old_network() -> None:
+    chain = KnownChain(headers("a", 1, 9))
+    batches = [LedgerBatch(new_epoch=True), LedgerBatch(headers=tuple(headers("b", 3, 5)))]
+    passed, rewind = await judge(chain, Node({}), batches)
+    assert passed == batches
+    assert rewind.generation == 0
+    assert chain.below(100) == [3, 4, 5]
