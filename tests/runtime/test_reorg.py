@@ -241,6 +241,18 @@ async def test_a_reset_parks_the_old_network(postgres_url: str, clean_url: str, 
         assert new.log[: len(old.log)] == old.log, "a log row is never changed"
 
 
+async def test_a_reset_to_sequences_that_were_never_seen(postgres_url: str, clean_url: str, tmp_path: Path) -> None:
+    async with open_localnet(seed=8, script=Script(8, streams_per_ledger=1), first_ledger=10_000) as net:
+        await net.close_ledgers(20)
+        async with fluxora.open_runtime(config(net, postgres_url, tmp_path)) as rt:
+            await settle(rt, net)
+            net.chain.reset(first_ledger=2)
+            await net.close_ledgers(12)
+            new = await assert_equals_clean_replay(rt, net, clean_url, tmp_path)
+            assert rt.health().indexer.reorgs == 1
+    assert new.streams
+
+
 async def test_a_node_that_goes_back_on_the_same_history_is_waited_for(postgres_url: str, tmp_path: Path) -> None:
     async with followed(postgres_url, tmp_path, ledgers=30, seed=7) as (rt, net):
         before = await snapshot(rt)

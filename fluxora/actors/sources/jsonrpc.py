@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from fluxora.actors.http_client import Exchange, ExchangeFailed, HttpClient, HttpReply, Target
-from fluxora.actors.sources.failures import BY_FAULT, Failure, OutOfRange, parse_range, parse_retry_after
+from fluxora.actors.sources.failures import BY_FAULT, Failure, OutOfRange, as_range, parse_range, parse_retry_after
 from fluxora.errors import ConfigError, SourceUnavailable
 
 Result = TypeVar("Result")
@@ -24,6 +24,8 @@ _BY_STATUS = {
     503: Failure.OVERLOADED,
     504: Failure.NODE_TIMEOUT,
 }
+_RANGED = ("getEvents", "getLedgers")  # they ask for ledgers, so they may hear that they are out of range
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # the last: nested absurdly deep
 _LIMIT_WORDS = ("rate limit", "too many requests", "limit exceeded", "quota")
 _EXCERPT = 200
 
@@ -77,7 +79,7 @@ class Call(Generic[Result]):
             raise _http_failure(self._method, reply)
         try:
             envelope = self._decoder.decode(reply.body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             # A body that is no answer to the method may still say why, in a form of its own.
             raise _unexpected(self._method, reply, str(error)) from error
         if envelope.error and bytes(envelope.error) != b"null":
@@ -119,7 +121,8 @@ class Endpoint:
             SourceUnavailable: it could not be sent.
         """
         self._last_id += 1
-        request: dict[str, Any] = {"jsonrpc": "2.0", "id": self._last_id, "method": method}
+        request_id = self._last_id  # others may begin while this one is being sent
+        request: dict[str, Any] = {"jsonrpc": "2.0", "id": request_id, "method": method}
         if params is not None:
             request["params"] = params
         try:
@@ -128,7 +131,7 @@ class Endpoint:
             )
         except ExchangeFailed as error:
             raise SourceUnavailable(BY_FAULT[error.fault], f"{method}: {error}") from error
-        return Call(exchange, decoder, self._last_id, method)
+        return Call(exchange, decoder, request_id, method)
 
     async def call(
         self, method: str, params: dict[str, Any] | None, decoder: msgspec.json.Decoder[Envelope[Result]]
@@ -141,10 +144,10 @@ def rpc_failure(method: str, raw: bytes, reply: HttpReply) -> SourceUnavailable 
     """Classify the error member of a JSON-RPC answer."""
     try:
         error = _error_body.decode(raw)
-    except msgspec.DecodeError:  # a string, a list, a code of letters
+    except _UNREADABLE:  # a string, a list, a code of letters
         error = RpcErrorBody(message=_excerpt(raw))
     found = parse_range(error.message) or _range_in_data(error.data)
-    if found is not None:
+    if found is not None and method in _RANGED:
         return OutOfRange(*found)
     text = error.message.lower()
     if error.code in (429, -32005) or any(words in text for words in _LIMIT_WORDS):
@@ -172,7 +175,7 @@ def _http_failure(method: str, reply: HttpReply) -> SourceUnavailable | OutOfRan
         # Some gateways wrap a JSON-RPC error into a status of its own; then the error tells more.
         try:
             envelope = _any_envelope.decode(reply.body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except _UNREADABLE:
             envelope = Envelope()
         if bytes(envelope.error) != b"null":
             found = rpc_failure(method, bytes(envelope.error), reply)
@@ -187,7 +190,7 @@ def _http_failure(method: str, reply: HttpReply) -> SourceUnavailable | OutOfRan
 def _unexpected(method: str, reply: HttpReply, reason: str) -> SourceUnavailable | OutOfRange:
     try:
         envelope = _any_envelope.decode(reply.body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         kind = reply.header("content-type") or "no content type"
         return SourceUnavailable(Failure.MALFORMED_RESPONSE, f"{method}: {reason[:_EXCERPT]} ({kind[:60]})")
     if bytes(envelope.error) != b"null":
@@ -199,7 +202,7 @@ def _range_in_data(data: Any) -> tuple[int, int] | None:
     if isinstance(data, dict) and data.get("reason") == "ledger_out_of_range":
         oldest, latest = data.get("oldestLedger"), data.get("latestLedger")
         if isinstance(oldest, int) and isinstance(latest, int):
-            return oldest, latest
+            return as_range(oldest, latest)
     return None
 
 

@@ -9,11 +9,12 @@ from itertools import pairwise
 
 import pytest
 import trio
-from scripted_node import Answer, History, event, event_id, running
+from scripted_node import CONTRACT, PASSPHRASE, Answer, History, event, event_id, running
 
 from fluxora.actors.sources.failures import Failure, out_of_range, parse_retry_after
 from fluxora.actors.sources.rotation import RetryPolicy
 from fluxora.errors import ChainDiverged, SourceUnavailable
+from fluxora.localnet import open_localnet
 
 HTML = b"<html><head><title>Oops</title></head><body>nope</body></html>"
 ONCE = RetryPolicy(attempts=1, base_s=0.001, cap_s=0.001, budget_s=5.0)
@@ -406,3 +407,15 @@ def test_range_error_is_told_apart_by_its_numbers():
     assert judge(50, 10, 20, 50) == ("node_behind", "lagging", True)
     assert judge(51, 10, 20, 51) == ("network_reset", "reset", True)
     assert judge(51, 10, 20, 0) == ("network_reset", "reset", True)
+
+
+async def test_calls_that_are_under_way_together_do_not_mix_up_their_answers(make_source):
+    async with open_localnet(seed=3, passphrase=PASSPHRASE) as net:
+        await net.close_ledgers(5)
+        source = make_source(urls=[net.url])
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(source.tip)
+                nursery.start_soon(source.headers, 3, 6)
+                nursery.start_soon(source.entries, [(CONTRACT, 1)])
+        assert source.status.failures == {}
