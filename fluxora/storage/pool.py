@@ -15,7 +15,7 @@ from typing import Any, TypeVar, TypeVarTuple
 import asyncpg
 
 from fluxora.config import StorageConfig
-from fluxora.errors import StorageUnavailable
+from fluxora.errors import ConfigError, StorageUnavailable
 from fluxora.storage.bridge import Bridge
 
 T = TypeVar("T")
@@ -57,6 +57,17 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, OSError | TimeoutError | asyncpg.InternalClientError | EOFError)
 
 
+def _reason(error: BaseException | None) -> BaseException | None:
+    """Why PostgreSQL cannot answer, where that is what `error` comes from; None for real bugs.
+
+    Where a connection broke, asyncpg's own rollback fails as well, with an error ("another operation is in progress")
+    that says nothing of it: what it hides counts.
+    """
+    if error is None or is_unavailable(error):
+        return error
+    return _reason(error.__context__) if isinstance(error, asyncpg.InterfaceError) else None
+
+
 def unavailable(error: BaseException) -> StorageUnavailable:
     """The error for callers; its message names the class and the server's words, never a password."""
     return StorageUnavailable(f"PostgreSQL cannot answer: {type(error).__name__}: {error}".rstrip(": "))
@@ -94,6 +105,7 @@ async def connect(url: str, config: StorageConfig) -> Connection:
 
     Raises:
         StorageUnavailable: it cannot be made now.
+        ConfigError: the URL has a part that no server could be reached with.
     """
     try:
         connection = await asyncpg.connect(
@@ -102,6 +114,8 @@ async def connect(url: str, config: StorageConfig) -> Connection:
             command_timeout=config.statement_timeout_s + 1,
             server_settings=settings(config),
         )
+    except asyncpg.ClientConfigurationError as error:
+        raise ConfigError(f"DATABASE_URL: {error}") from error
     except Exception as error:
         if is_unavailable(error):
             raise unavailable(error) from error
@@ -161,11 +175,12 @@ class Pool:
             async with self._connection() as connection:
                 return await unit(connection, *args)
         except Exception as error:
-            if not is_unavailable(error):
+            reason = _reason(error)
+            if reason is None:
                 raise
-            if isinstance(error, _LOST) and not isinstance(error, asyncpg.QueryCanceledError):
+            if isinstance(reason, _LOST) and not isinstance(reason, asyncpg.QueryCanceledError):
                 await self._pool.expire_connections()
-            raise unavailable(error) from error
+            raise unavailable(reason) from error
 
     async def close(self) -> None:
         """Close every connection, politely for a moment and then at once."""

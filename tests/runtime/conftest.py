@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from truth import Books, open_books
+
+pytest.register_assert_rewrite("processes", "truth")
+
+from truth import Books, open_books  # noqa: E402 (its assertions explain themselves once pytest has rewritten them)
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def other_url(postgres_run: Any) -> Iterator[str]:
 @pytest.fixture
 def short_dir() -> Iterator[Path]:
     """A data directory for a PostgreSQL of the test's own; short, for the server's socket lies below it."""
-    folder = Path(tempfile.mkdtemp(prefix="fx-"))
+    folder = Path(tempfile.mkdtemp(prefix="fxrun-"))
     yield folder
     shutil.rmtree(folder)
 

@@ -16,7 +16,7 @@ import httpx
 import trio
 from waiting import eventually
 
-from fluxora.localnet import Network
+from fluxora.localnet import BulkHistory, Network
 from fluxora.storage.embedded import EmbeddedServer
 
 ROOT = Path(__file__).parents[2]
@@ -35,28 +35,39 @@ def environment(**variables: str) -> dict[str, str]:
     return {**own, "PYTHONPATH": str(ROOT), **variables}
 
 
-def following(net: Network, *, url: str | None = None, page_limit: int = 10_000) -> dict[str, str]:
-    """Variables of a `fluxora serve` that follows a local network, checking each header."""
+def following(
+    net: Network, *histories: BulkHistory, url: str | None = None, page_limit: int = 10_000, **more: str
+) -> dict[str, str]:
+    """Variables of a `fluxora serve` that follows a local network and the histories on it, checking each header."""
+    contracts = [*(contract.contract_id for contract in net.contracts), *(history.contract_id for history in histories)]
     return environment(
         PORT="0",
         STELLAR_RPC_URL=net.url,
         NETWORK_PASSPHRASE=net.chain.passphrase,
-        FLUXORA_CONTRACTS=",".join(contract.contract_id for contract in net.contracts),
+        FLUXORA_CONTRACTS=",".join(contracts),
         FLUXORA_HEADER_EVERY="1",
         FLUXORA_POLL_INTERVAL_MS="20",
         FLUXORA_RPC_PAGE_LIMIT=str(page_limit),
         **({} if url is None else {"DATABASE_URL": url}),
+        **more,
     )
 
 
 class Served:
     """A running `fluxora serve` (or whatever `command` is); its log goes to a file."""
 
-    def __init__(self, environ: Mapping[str, str], log: Path, command: Sequence[str] = ("-m", "fluxora", "serve")) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], log: Path, command: Sequence[str] = ("-m", "fluxora", "serve")
+    ) -> None:
         self._log = log
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, *command], env=environ, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, cwd=ROOT
+                [sys.executable, *command],
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                cwd=ROOT,
             )
 
     @property
@@ -75,11 +86,7 @@ class Served:
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         """Its log lines with that event name."""
-        found = []
-        for line in self.text.splitlines():
-            if f'"event": "{event}"' in line:
-                found.append(json.loads(line))
-        return found
+        return [json.loads(line) for line in self.text.splitlines() if f'"event": "{event}"' in line]
 
     async def ready(self) -> str:
         """Wait until it serves; its URL."""
@@ -129,7 +136,9 @@ class Served:
 
 
 @asynccontextmanager
-async def serve(environ: Mapping[str, str], log: Path, command: Sequence[str] = ("-m", "fluxora", "serve")) -> AsyncIterator[Served]:
+async def serve(
+    environ: Mapping[str, str], log: Path, command: Sequence[str] = ("-m", "fluxora", "serve")
+) -> AsyncIterator[Served]:
     """`fluxora serve` for the length of the block; whatever is left of it then is killed."""
     served = Served(environ, log, command)
     try:
