@@ -81,6 +81,10 @@ class Corrector:
         later: list[EntryWant] = []
         for want in wants:
             entry = entries.get((want.contract_id, want.chain_stream_id))
+            if entry is not None and entry.entry is None:
+                self._log.warning("corrector.entry_unreadable", stream=want.stream_id, ledger=entry.last_modified)
+                later.append(want)
+                continue
             ahead = entry is not None and recorded is not None and entry.last_modified > recorded
             unseen = entry is None and as_of < want.ledger  # a node behind us cannot say that there is none
             if entry is not None and (event := await self._correction(want, entry, ahead=ahead)) is not None:
@@ -99,6 +103,7 @@ class Corrector:
 
     async def _correction(self, want: EntryWant, entry: LedgerEntry, *, ahead: bool) -> ContractEvent | None:
         """The event that takes the stream to what the entry says; None where it changes nothing that anyone can see."""
+        assert entry.entry is not None
         record = await self._store.stream(want.stream_id)
         ledger = want.ledger if ahead else entry.last_modified
         # The change itself happened when the stream last changed; for one that is new here the time is not known.

@@ -63,7 +63,7 @@ class Feed:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep up with the log; the database being away is waited out."""
         task_status.started()
-        with self._stop:
+        with trio.CancelScope() as self._stop:  # one for each run, since the supervisor may run it again
             while True:
                 doorbell = self._doorbell = trio.Event()
                 try:

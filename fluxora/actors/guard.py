@@ -19,7 +19,7 @@ import trio
 from fluxora import logs
 from fluxora.actors.parcel import Parcel, Rewind
 from fluxora.actors.progress import Progress
-from fluxora.errors import SourceUnavailable, StorageUnavailable
+from fluxora.errors import SourceError, StorageUnavailable
 from fluxora.protocol.chain import Conflict, KnownChain, LedgerBatch
 
 Probe = Callable[[int], Awaitable[str | None]]
@@ -31,6 +31,7 @@ class Guard:
 
     `probe` asks the node for the hash of one ledger (None where it has pruned it); without a probe (push source) a
     contradiction at ledger n takes back n and all above it, in the same transaction as the events that came with it.
+    `complete_through` is the stored cursor: what was let through before.
     """
 
     name = "guard"
@@ -44,6 +45,7 @@ class Guard:
         rewind: Rewind,
         progress: Progress,
         probe: Probe | None,
+        complete_through: int | None = None,
     ) -> None:
         self._inbox = inbox
         self._outbox = outbox
@@ -51,6 +53,7 @@ class Guard:
         self._rewind = rewind
         self._progress = progress
         self._probe = probe
+        self._complete_through = complete_through
         self._log = logs.get(self.name)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -62,12 +65,16 @@ class Guard:
                     if parcel.receipt is not None:
                         parcel.receipt.fail(StorageUnavailable("it belongs to a history that has been taken back"))
                     continue
-                await self._outbox.send(await self._judge(parcel))
+                judged = await self._judge(parcel)
+                if judged.batch.complete_through is not None:
+                    self._complete_through = judged.batch.complete_through
+                await self._outbox.send(judged)
 
     async def _judge(self, parcel: Parcel) -> Parcel:
         batch = parcel.batch
         if batch.new_epoch:
             self._chain.truncate(None)
+            self._complete_through = None
         conflict = self._chain.conflict(batch.headers) if batch.headers else None
         if conflict is None:
             self._chain.add(batch.headers)
@@ -92,7 +99,8 @@ class Guard:
         ancestor = await self._common_ancestor(conflict.sequence, probe)
         self._announce(conflict, ancestor)
         self._chain.truncate(ancestor)
-        self._rewind.back_to(ancestor)
+        self._complete_through = _lower(self._complete_through, ancestor)
+        self._rewind.back_to(ancestor, complete_through=self._complete_through)
         return LedgerBatch(
             rollback_to=ancestor,
             new_epoch=ancestor is None,
@@ -125,12 +133,12 @@ class Guard:
         while True:  # without an answer there is no safe way on; cancellation ends the wait
             try:
                 return await probe(sequence)
-            except SourceUnavailable as error:
+            except SourceError as error:
                 self._log.info("guard.probe_failed", ledger=sequence, failure=error.failure)
                 await trio.sleep(error.retry_after_s or _PROBE_RETRY_S)
 
     def _announce(self, conflict: Conflict, ancestor: int | None) -> None:
-        self._progress.rolled_back(conflict.sequence, ancestor)
+        self._progress.fork_found(ancestor)
         self._log.warning(
             "guard.network_reset" if ancestor is None else "guard.fork_detected",
             ledger=conflict.sequence,
@@ -138,3 +146,7 @@ class Guard:
             incomingHash=conflict.incoming_hash,
             rollbackTo=ancestor,
         )
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else min(one, other)

@@ -78,7 +78,7 @@ class Target:
         """Parse `url`; user and password become Basic authorization, a fragment is dropped.
 
         Raises:
-            ValueError: not an http or https URL with a host.
+            ValueError: not an http or https URL with a host, or not in the form that a request can carry.
         """
         parts = urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname:
@@ -89,6 +89,8 @@ class Target:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             authorization = "Basic " + b64encode(pair.encode()).decode("ascii")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        if not path.isascii() or not path.isprintable() or " " in path:
+            raise ValueError("path and query must be ASCII, all else percent-encoded")
         return cls(parts.scheme, host, parts.port or _PORTS[parts.scheme], path, authorization, address)
 
     @property
@@ -306,7 +308,7 @@ class HttpClient:
             fields.append(("Content-Length", str(len(body))))
         head = h11.Request(method=method, target=target.path, headers=[*fields, *headers])
         exchange = Exchange(self, target, head, body, deadlines or self.deadlines)
-        await exchange._send(fresh=False)  # noqa: SLF001
+        await exchange._send(fresh=False)  # noqa: SLF001 (its own module)
         return exchange
 
     def close(self) -> None:
@@ -316,7 +318,7 @@ class HttpClient:
 
     def _take(self, target: Target) -> _Connection | None:
         for index in range(len(self._idle) - 1, -1, -1):  # the youngest first: the least likely to be dead
-            if self._idle[index][0] == target._pool_key:  # noqa: SLF001
+            if self._idle[index][0] == target._pool_key:  # noqa: SLF001 (its own module)
                 connection = self._idle.pop(index)[1]
                 connection.reused = True
                 return connection

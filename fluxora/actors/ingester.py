@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from contextlib import aclosing
 
+import msgspec
 import trio
 
 from fluxora import logs
@@ -67,7 +68,7 @@ class Ingester:
                     idle = await self._round()
                 except (HistoryLost, ChainDiverged) as error:
                     self._halt(error)
-                    await trio.sleep(self._config.poll_interval_s)
+                    await self._pause()
                 except (SourceError, DecodeError) as error:
                     await self._back_off(error)
                 else:
@@ -89,14 +90,15 @@ class Ingester:
         last = min(tip.latest, first + self._span - 1)
         if first < tip.oldest:
             await self._explain_pruned(first, tip)
-        await self._send_headers(first, last)
+            return False
+        await self._send_headers(first, last, tip.oldest)
         async with aclosing(self._source.events(first, last)) as pages:
             async for page in pages:
                 if self._rewind.generation != self._generation:
                     break
-                complete = min(page.complete_through, last)
-                await self._send(LedgerBatch(events=page.events, complete_through=complete, tip=tip.latest))
-                self._done = complete
+                batch = LedgerBatch(events=page.events, complete_through=page.complete_through, tip=tip.latest)
+                await self._send(batch)
+                self._done = page.complete_through
         if self._done == tip.latest and tip.closed_at is not None:
             self._progress.closed_at = tip.closed_at
         return self._done == tip.latest
@@ -117,33 +119,30 @@ class Ingester:
         if self._generation == self._rewind.generation:
             return
         self._generation, to = self._rewind.generation, self._rewind.to
+        self._done = self._rewind.complete_through
         if to is None:
-            self._done, self._anchors, self._begin_at_oldest = None, [], True
+            self._anchors, self._begin_at_oldest = [], True
         else:
-            self._done = None if self._done is None else min(self._done, to)
             self._anchors = [sequence for sequence in self._anchors if sequence <= to]
 
     async def _send(self, batch: LedgerBatch) -> None:
         if self._generation:
-            batch = LedgerBatch(
-                events=batch.events,
-                headers=batch.headers,
-                complete_through=batch.complete_through,
-                tip=batch.tip,
-                generation=self._generation,
-            )
+            batch = msgspec.structs.replace(batch, generation=self._generation)
         await self._outbox.send(Parcel(batch))
 
     # Headers
 
-    async def _send_headers(self, first: int, last: int) -> None:
-        """The header of `last` where one is due, or of each ledger up to it, and the anchor's once more before it."""
+    async def _send_headers(self, first: int, last: int, oldest: int) -> None:
+        """The header of `last` where one is due, or of each ledger up to it, and the anchor's once more before it.
+
+        An anchor that the node has pruned (`oldest` is the first ledger that it has) cannot be looked at again.
+        """
         every = self._config.header_every
         anchor = self._anchors[-1] if self._anchors else None
         if every > 1 and anchor is not None and last - anchor < every:
             return
         if every == 1:
-            headers = await self._fetch_headers(first if anchor is None else min(anchor, first), last)
+            headers = await self._fetch_headers(first if anchor is None else max(min(anchor, first), oldest), last)
         else:
             known = [] if anchor is None else await self._source.headers(anchor, anchor)
             headers = [*known, *(await self._fetch_headers(last, last))]
@@ -186,7 +185,11 @@ class Ingester:
         return True
 
     async def _explain_pruned(self, first: int, tip: Tip) -> None:
-        """What is needed next is gone. Where the node still has a ledger that we know, the guard checks whose it is."""
+        """What is needed next is gone. Where the node still has a ledger that we know, the guard checks whose it is.
+
+        Raises:
+            HistoryLost: unless there has been a rewind meanwhile.
+        """
         self._obey_rewind()
         generation = self._generation
         await self._recheck(tip.oldest, tip.latest)
@@ -196,8 +199,8 @@ class Ingester:
 
     async def _start_over(self, tip: Tip) -> None:
         self._log.warning("ingester.network_reset", tip=tip.latest, complete_through=self._done)
-        self._progress.rolled_back(0, None)
-        self._rewind.back_to(None)
+        self._progress.fork_found(None)
+        self._rewind.back_to(None, complete_through=None)
         self._obey_rewind()
         await self._send(LedgerBatch(new_epoch=True, tip=tip.latest))
 

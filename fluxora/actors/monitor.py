@@ -64,7 +64,7 @@ class Monitor:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Probe until stopped; a stall is logged when it begins and when it ends."""
         stalled = False
-        with self._stop:
+        with trio.CancelScope() as self._stop:  # one for each run, since the supervisor may run it again
             await self._probe()
             task_status.started()
             while True:
@@ -134,10 +134,10 @@ class Monitor:
         progress = self._progress
         if self._source == "none":
             return "not_configured", "no source is configured: set STELLAR_RPC_URL and FLUXORA_CONTRACTS"
-        if progress.halted is not None:
-            return "stalled", f"halted: {progress.halted}; nothing is skipped, ingest goes on when a node can serve"
         if self._database.status == "ok" and not progress.leading:
             return "healthy", "standing by: another replica ingests"
+        if progress.halted is not None:
+            return "stalled", f"halted: {progress.halted}; nothing is skipped, ingest goes on when a node can serve"
         idle_s = now - (progress.synced_at or self._began)
         if idle_s > self._threshold_s:
             reason = f", {self._rpc.failure}" if self._rpc is not None and self._rpc.failure else ""

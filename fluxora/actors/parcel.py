@@ -63,16 +63,20 @@ class Parcel:
 class Rewind:
     """Set by the guard, read by whoever fetches: history above `to` is void, and parcels of older generations go.
 
-    `to` is the last ledger that still holds; None means that nothing does (a new epoch).
+    `to` is the last ledger that still holds; None means that nothing does (a new epoch). `complete_through` is the last
+    ledger of which every event had been let through and still holds (None: no ledger). It may be below `to`: headers
+    run ahead of events, and events that were on their way behind those headers are void with their generation.
     """
 
     generation: int = 0
     to: int | None = None
+    complete_through: int | None = None
     changed: trio.Event = field(default_factory=trio.Event)
 
-    def back_to(self, ledger: int | None) -> None:
-        """Begin a new generation that goes on after `ledger`."""
+    def back_to(self, ledger: int | None, *, complete_through: int | None) -> None:
+        """Begin a new generation of the history up to `ledger`, of which the events go on after `complete_through`."""
         self.generation += 1
         self.to = ledger
+        self.complete_through = complete_through
         self.changed.set()
         self.changed = trio.Event()

@@ -35,7 +35,8 @@ from fluxora.errors import SourceUnavailable, StorageUnavailable
 from fluxora.protocol.chain import KnownChain
 from fluxora.storage.store import Appended, IngestState, Store
 
-_INBOX = 4  # parcels; one is up to a page of 10,000 events
+_INBOX = 2  # parcels; one is up to a page of 1,000 events
+_LAST_INBOX = 5  # the recorder's, since what waits there becomes one transaction
 _RETRY_S = 0.5
 
 
@@ -51,7 +52,7 @@ class _Incarnation:
     def __post_init__(self) -> None:
         self.to_guard, self.guard_inbox = trio.open_memory_channel[Parcel](_INBOX)
         self.to_dedup, self.dedup_inbox = trio.open_memory_channel[Parcel](_INBOX)
-        self.to_recorder, self.recorder_inbox = trio.open_memory_channel[Parcel](_INBOX)
+        self.to_recorder, self.recorder_inbox = trio.open_memory_channel[Parcel](_LAST_INBOX)
 
     async def begin(self) -> IngestState:
         """Wait for the lease; the state to go on from."""
@@ -148,6 +149,7 @@ class Pipeline:
                 rewind=shared.rewind,
                 progress=self.progress,
                 probe=None if self._source is None else _probe(self._source),
+                complete_through=state.complete_through,
             )
             await guard.run()
 
@@ -223,12 +225,7 @@ class Pipeline:
                 self._log.warning("pipeline.database_unavailable", error=str(error))
                 await trio.sleep(_RETRY_S)
                 continue
-            self.progress.epoch = state.epoch
-            self.progress.complete_through = state.complete_through
-            if state.headers:
-                newest = state.headers[-1]
-                self.progress.ledger, self.progress.ledger_hash = newest.sequence, newest.hash
-                self.progress.closed_at = newest.closed_at
+            self.progress.resumed(state.complete_through, state.headers[-1] if state.headers else None)
             self._log.info("pipeline.resumed", epoch=state.epoch, complete_through=state.complete_through)
             return state
 

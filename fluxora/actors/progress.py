@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fluxora.protocol.chain import LedgerHeader
+
 
 @dataclass(slots=True)
 class Progress:
     """Ledgers are sequences; times are Unix seconds. None means not known yet.
 
     `complete_through` is durable: every event of every ledger up to it is recorded. `ledger` and `ledger_hash` are the
-    newest header known to be ours. `reorg_from` is the first ledger of the history that was taken back, while the
-    rollback and what replaces it are not yet behind us.
+    newest header known to be ours. `reorg_from` is the first ledger of the history that is taken back, while the
+    rollback and what replaces it are not yet behind us; `rollbacks` counts those found and not yet committed.
     """
 
     safety_margin: int = 1
@@ -24,8 +26,8 @@ class Progress:
     synced_at: float | None = None
     reorgs: int = 0
     reorg_from: int | None = None
+    rollbacks: int = 0
     halted: str | None = None
-    epoch: int = 1
 
     @property
     def reorg_detected(self) -> bool:
@@ -37,17 +39,42 @@ class Progress:
         """The newest ledger that counts as safe; a rollback takes it down."""
         return None if self.complete_through is None else max(0, self.complete_through - self.safety_margin)
 
-    def rolled_back(self, first_undone: int, to: int | None) -> None:
-        """Another history was found: everything from `first_undone` on is being taken back."""
+    def fork_found(self, common: int | None) -> None:
+        """Another history was found: everything above ledger `common` is to be taken back (None: everything)."""
         self.reorgs += 1
-        self.reorg_from = first_undone
-        self.complete_through = to
+        self.rollbacks += 1
+        self.reorg_from = 0 if common is None else common + 1
+
+    def taken_back(self, to: int | None) -> None:
+        """The rollback to ledger `to` is committed; only now, for what was on its way before it was recorded too."""
+        self.rollbacks = max(0, self.rollbacks - 1)
+        if to is None:
+            self.complete_through = None
+        elif self.complete_through is not None:
+            self.complete_through = min(self.complete_through, to)
+        if to is None or (self.ledger is not None and self.ledger > to):
+            self.ledger = self.ledger_hash = None
+
+    def checked(self, header: LedgerHeader) -> None:
+        """A header is recorded as ours; a second look at an older one changes nothing."""
+        if self.ledger is None or header.sequence >= self.ledger:
+            self.ledger, self.ledger_hash, self.closed_at = header.sequence, header.hash, header.closed_at
 
     def recorded(self, complete_through: int | None, at: float) -> None:
-        """A commit went through."""
+        """A commit went through. Without a source that completes ledgers (push), its headers tell how far it went."""
         self.synced_at = at
-        if complete_through is None:
+        if complete_through is not None:
+            self.complete_through = complete_through
+        reached = self.ledger if self.complete_through is None else self.complete_through
+        if self.reorg_from is None or self.rollbacks or reached is None:
             return
-        self.complete_through = complete_through
-        if self.reorg_from is not None and complete_through >= self.reorg_from + self.safety_margin:
+        if reached >= self.reorg_from + self.safety_margin:
             self.reorg_from = None
+
+    def resumed(self, complete_through: int | None, newest: LedgerHeader | None) -> None:
+        """A new incarnation goes on from what is stored; what the one before had under way is not."""
+        self.complete_through = complete_through
+        self.rollbacks, self.halted = 0, None
+        self.ledger = self.ledger_hash = None
+        if newest is not None:
+            self.checked(newest)

@@ -88,15 +88,12 @@ class Recorder:
 
     def _note(self, parcels: Sequence[Parcel], appended: Appended) -> None:
         progress = self._progress
-        progress.epoch = appended.epoch
         for parcel in parcels:
             batch = parcel.batch
+            if batch.new_epoch or batch.rollback_to is not None:
+                progress.taken_back(batch.rollback_to)
             for header in batch.headers[-1:]:
-                progress.ledger, progress.ledger_hash, progress.closed_at = (
-                    header.sequence,
-                    header.hash,
-                    header.closed_at,
-                )
+                progress.checked(header)
             progress.recorded(batch.complete_through, time.time())
         if appended.events:
             self._log.debug("recorder.batch_committed", events=len(appended.events), position=appended.position)

@@ -8,6 +8,7 @@ Rules
   `max_restarts` within `max_seconds` stops everything in order and raises RestartIntensityExceeded.
 - An error that calls itself `retryable` restarts its unit in the same way, but does not count: it says that the world
   failed, not the actor. Where siblings fail together, one such error explains the others.
+- A ConfigError of a first incarnation is no crash: no restart mends it, so it stops everything in order and is raised.
 - KeyboardInterrupt, SystemExit and Cancelled pass through untouched.
 
 A unit (one child, or a whole group) has one nursery per incarnation, so whatever an incarnation spawned dies with it.
@@ -25,7 +26,7 @@ import trio
 
 from fluxora import logs
 from fluxora.actors.status import ActorStatus
-from fluxora.errors import FluxoraError, RestartIntensityExceeded, StartTimeout, SupervisionError
+from fluxora.errors import ConfigError, FluxoraError, RestartIntensityExceeded, StartTimeout, SupervisionError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -94,7 +95,7 @@ class Supervisor:
         self._recent: deque[tuple[float, bool]] = deque()  # restarts in the window: when, and whether it counts
         self._starting = trio.CancelScope()
         self._stopping = trio.Event()
-        self._failure: RestartIntensityExceeded | None = None
+        self._failure: FluxoraError | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start the children, keep them up until `stop()`, then stop them; all are down when this returns or raises.
@@ -104,6 +105,7 @@ class Supervisor:
 
         Raises:
             RestartIntensityExceeded: the children crash faster than allowed; its cause is the last crash.
+            ConfigError: a child cannot start with the configuration that it was given.
         """
         self._renew()
         async with trio.open_nursery() as nursery:
@@ -159,6 +161,10 @@ class Supervisor:
                 if unit.stopping.is_set():
                     log.error("supervisor.stop_disturbed", unit=unit.name, error=_text(crash))
                     return
+                if isinstance(crash, ConfigError) and unit.restarts == 0:
+                    self._failure = self._failure or crash
+                    self.stop()
+                    return
                 delay_s = self._next_delay(unit.name, crash)
                 if delay_s is None:
                     return
@@ -196,17 +202,17 @@ class _Unit:
         self.down = trio.Event()
         self.stopping = trio.Event()
         self._make = group.children
+        self.restarts = 0
         self._starting = trio.CancelScope()
-        self._restarts = 0
         self._actors: dict[str, _Actor] = {}
 
     async def live(self) -> None:
         """One incarnation; a child's crash cancels its siblings and comes out as a group."""
         before = self._actors
         try:
-            self._actors = {spec.name: _Actor(spec, self.stopping, self._restarts) for spec in self._make()}
+            self._actors = {spec.name: _Actor(spec, self.stopping, self.restarts) for spec in self._make()}
         except Exception as error:
-            incarnation = self._restarts + 1
+            incarnation = self.restarts + 1
             log.exception("supervisor.actor_crashed", actor=self.name, incarnation=incarnation, error=_text(error))
             raise
         for name, actor in self._actors.items():
@@ -224,7 +230,7 @@ class _Unit:
 
     async def rest(self, delay_s: float) -> None:
         """Wait before the next incarnation, or shorter when told to stop."""
-        self._restarts += 1
+        self.restarts += 1
         for actor in self._actors.values():
             actor.state = "restarting"
         with trio.move_on_after(delay_s):
@@ -273,7 +279,9 @@ class _Actor:
             crash = _cause(group)
             self.last_error = _text(crash)
             line = log.bind(actor=spec.name, incarnation=self._restarts + 1, error=self.last_error)
-            if _retryable(crash):
+            if isinstance(crash, ConfigError) and self._restarts == 0:
+                line.error("supervisor.actor_misconfigured")
+            elif _retryable(crash):
                 line.warning("supervisor.actor_interrupted")
             else:
                 line.exception("supervisor.actor_crashed", exc_info=group if len(group.exceptions) > 1 else crash)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 from scripted_node import CONTRACT, PASSPHRASE
 
 from fluxora.actors.sources.rotation import RetryPolicy
 from fluxora.actors.sources.stellar_rpc import StellarRpcSource
-from fluxora.config import SourceConfig
+from fluxora.config import SourceConfig, StorageConfig
+from fluxora.storage.store import Store, open_store
 
 FAST = RetryPolicy(attempts=3, base_s=0.002, cap_s=0.01, budget_s=5.0)
 
@@ -29,3 +32,18 @@ async def make_source():
     yield make
     for source in made:
         source.close()
+
+
+@pytest.fixture
+async def store(storage_config: StorageConfig) -> AsyncIterator[Store]:
+    async with open_store(storage_config, decimals={}) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def lease(store: Store) -> int:
+    """The number of the newest lease, which nobody holds any more: enough to append with."""
+    held = await store.try_lease()
+    assert held is not None
+    await held.aclose()
+    return held.number

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxora.actors.guard import Guard
+from fluxora.actors.guard import Guard, Probe
 from fluxora.actors.parcel import Parcel, Receipt, Rewind
 from fluxora.actors.progress import Progress
-from fluxora.errors import StorageUnavailable
+from fluxora.errors import ChainDiverged, HistoryLost, SourceError, SourceUnavailable, StorageUnavailable
 from fluxora.protocol.chain import KnownChain, LedgerBatch, LedgerHeader
 
 
@@ -43,7 +44,7 @@ class Node:
         return self.hashes.get(sequence)
 
 
-async def judge(chain: KnownChain, node: Node | None, batches: list[LedgerBatch]) -> tuple[list[LedgerBatch], Rewind]:
+async def judge(chain: KnownChain, node: Probe | None, batches: list[LedgerBatch]) -> tuple[list[LedgerBatch], Rewind]:
     to_guard, inbox = trio.open_memory_channel[Parcel](100)
     outbox, out = trio.open_memory_channel[Parcel](100)
     rewind, progress = Rewind(), Progress()
@@ -135,3 +136,85 @@ async def test_a_new_epoch_forgets_the_old_network() -> None:
     assert passed == batches
     assert rewind.generation == 0
     assert chain.below(100) == [3, 4, 5]
+
+
+async def test_events_that_were_void_with_a_fork_are_fetched_again() -> None:
+    """Headers are known up to 9, events up to 3; what came of 4 and 5 before the fork at 8 was seen still holds."""
+    to_guard, inbox = trio.open_memory_channel[Parcel](100)
+    outbox, out = trio.open_memory_channel[Parcel](100)
+    rewind, node = Rewind(), Node({n: digest("a", n) for n in range(1, 8)} | {n: digest("b", n) for n in (8, 9, 10)})
+    guard = Guard(
+        inbox,
+        outbox,
+        chain=KnownChain(headers("a", 1, 9)),
+        rewind=rewind,
+        progress=Progress(),
+        probe=node,
+        complete_through=3,
+    )
+    for batch in (
+        LedgerBatch(complete_through=5),
+        LedgerBatch(headers=tuple(headers("b", 8, 10, forked_from=("a", 7)))),
+        LedgerBatch(complete_through=10),  # on its way behind the headers
+    ):
+        to_guard.send_nowait(Parcel(batch))
+    to_guard.close()
+    await guard.run()
+    passed = [parcel.batch async for parcel in out]
+    assert [batch.rollback_to for batch in passed] == [None, 7]
+    assert (rewind.to, rewind.complete_through) == (7, 5)
+
+
+async def test_a_fork_right_after_a_new_epoch_fetches_all_of_it_again() -> None:
+    """Nothing of the new network has been let through yet, however far the old one had come."""
+    to_guard, inbox = trio.open_memory_channel[Parcel](100)
+    outbox, _out = trio.open_memory_channel[Parcel](100)
+    rewind, node = Rewind(), Node({n: digest("b" if n < 4 else "c", n) for n in range(1, 7)})
+    chain = KnownChain(headers("a", 1, 9))
+    guard = Guard(inbox, outbox, chain=chain, rewind=rewind, progress=Progress(), probe=node, complete_through=9)
+    for batch in (
+        LedgerBatch(new_epoch=True),
+        LedgerBatch(headers=tuple(headers("b", 1, 5))),
+        LedgerBatch(headers=tuple(headers("c", 5, 6))),
+    ):
+        to_guard.send_nowait(Parcel(batch))
+    to_guard.close()
+    await guard.run()
+    assert (rewind.to, rewind.complete_through) == (3, None)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        SourceUnavailable("throttled", "wait", retry_after_s=7),
+        ChainDiverged("wrong_network", "every endpoint serves another network"),
+        HistoryLost("history_pruned", "gone"),
+    ],
+)
+async def test_a_node_that_cannot_answer_is_asked_until_it_can(
+    failure: SourceError, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Whatever is wrong with it: the guard ending would be a crash, and there is no safe way on without an answer."""
+    node = Node({n: digest("a" if n <= 7 else "b", n) for n in range(1, 20)})
+    failures = [failure] * 5
+
+    async def probe(sequence: int) -> str | None:
+        if failures:
+            raise failures.pop()
+        return await node(sequence)
+
+    began = trio.current_time()
+    [out], _ = await judge(KnownChain(headers("a", 1, 9)), probe, [LedgerBatch(headers=tuple(headers("b", 9, 9)))])
+    assert out.rollback_to == 7
+    assert trio.current_time() - began == pytest.approx(5 * (failure.retry_after_s or 1))
+
+
+async def test_a_fork_is_told_from_the_first_ledger_that_is_taken_back() -> None:
+    to_guard, inbox = trio.open_memory_channel[Parcel](1)
+    outbox, _out = trio.open_memory_channel[Parcel](1)
+    node, progress = Node({n: digest("a" if n <= 3 else "b", n) for n in range(1, 20)}), Progress()
+    guard = Guard(inbox, outbox, chain=KnownChain(headers("a", 1, 9)), rewind=Rewind(), progress=progress, probe=node)
+    to_guard.send_nowait(Parcel(LedgerBatch(headers=tuple(headers("b", 9, 9)))))
+    to_guard.close()
+    await guard.run()
+    assert (progress.reorg_from, progress.reorgs) == (4, 1)

@@ -189,7 +189,10 @@ def test_target_is_parsed(url, authority, path):
     assert (target.authority, target.path) == (authority, path)
 
 
-@pytest.mark.parametrize("url", ["ftp://a/", "http://", "node.example", "", "http://a:port/"])
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://a/", "http://", "node.example", "", "http://a:port/", "http://a/\u043a\u043b\u044e\u0447", "http://a/b c"],
+)
 def test_target_that_is_no_http_url_is_refused(url):
     with pytest.raises(ValueError):
         Target.parse(url)

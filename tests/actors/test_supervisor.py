@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pytest import RaisesGroup  # noqa: PT013 - the documented way
 
 from fluxora.actors.supervisor import ChildSpec, Group, Supervisor
-from fluxora.errors import RestartIntensityExceeded, StartTimeout, StorageUnavailable, SupervisionError
+from fluxora.errors import ConfigError, RestartIntensityExceeded, StartTimeout, StorageUnavailable, SupervisionError
 
 MAX_RESTARTS, MAX_SECONDS = 3, 5.0
 
@@ -319,6 +319,39 @@ async def test_crash_loop_during_start_raises_out_of_nursery_start(autojump_cloc
             RestartIntensityExceeded, match=r"root: 4 crashes within 5\.0 s, the last in broken: CrashError"
         ):
             await nursery.start(supervisor.run)
+
+
+async def test_what_cannot_be_configured_is_told_once_and_not_tried_again(autojump_clock):
+    journal, attempts = [], itertools.count(1)
+
+    async def misconfigured(*, task_status):
+        raise ConfigError(f"PORT: taken, attempt {next(attempts)}")
+
+    supervisor = supervise([Part("before", journal).spec, ChildSpec("door", misconfigured)])
+    with structlog.testing.capture_logs() as lines, pytest.raises(ConfigError, match=r"^PORT: taken, attempt 1$"):
+        await run_until(supervisor, 100)
+    assert names(journal, "drained") == ["before"]
+    told = [line for line in lines if line["log_level"] in {"warning", "error", "critical"}]
+    assert [(line["event"], line["actor"], "exc_info" in line) for line in told] == [
+        ("supervisor.actor_misconfigured", "door", False)
+    ]
+
+
+async def test_a_configuration_that_worked_once_is_worth_another_try(autojump_clock):
+    attempts = itertools.count(1)
+
+    async def door(*, task_status):
+        attempt = next(attempts)
+        if attempt == 2:
+            raise ConfigError("PORT: taken for a moment")
+        task_status.started()
+        if attempt == 1:
+            raise CrashError
+        await trio.sleep_forever()
+
+    supervisor = supervise([ChildSpec("door", door, drain_s=0)])
+    await run_until(supervisor, 100)
+    assert supervisor.statuses()[0].restarts == 2
 
 
 async def test_start_timeout_is_a_crash(autojump_clock):

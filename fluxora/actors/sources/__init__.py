@@ -39,12 +39,12 @@ class Page(msgspec.Struct, frozen=True):
 class LedgerEntry(msgspec.Struct, frozen=True):
     """A stream as the contract stores it: `entry` maps the storage field names to native values.
 
-    `last_modified` is the ledger of the last change.
+    It is None where the stored value is nothing that can be read. `last_modified` is the ledger of the last change.
     """
 
     contract_id: str
     stream_id: int
-    entry: dict[str, Any]
+    entry: dict[str, Any] | None
     last_modified: int
 
 

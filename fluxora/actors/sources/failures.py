@@ -18,6 +18,9 @@ from fluxora.errors import ChainDiverged, HistoryLost, SourceError, SourceUnavai
 LAG_LEDGERS = 30
 """A node that ends at most so many ledgers (about three minutes) below what is known is a lagging replica."""
 
+LONGEST_RETRY_AFTER_S = 300.0
+_MAX_LEDGER = 2**32 - 1
+
 
 class Failure(StrEnum):
     """The classes of failure."""
@@ -153,8 +156,8 @@ def out_of_range(requested: int, oldest: int, latest: int, *, highest: int) -> S
 
 
 _RANGES = (
-    re.compile(r"ledger range: (\d+) - (\d+)"),  # getEvents
-    re.compile(r"oldest ledger: (\d+) and the latest ledger: (\d+)"),  # getLedgers
+    re.compile(r"ledger range: ([0-9]{1,10}) - ([0-9]{1,10})\b"),  # getEvents
+    re.compile(r"oldest ledger: ([0-9]{1,10}) and the latest ledger: ([0-9]{1,10})\b"),  # getLedgers
 )
 
 
@@ -162,21 +165,29 @@ def parse_range(message: str) -> tuple[int, int] | None:
     """Read oldest and latest from an error text that states them."""
     for pattern in _RANGES:
         if found := pattern.search(message):
-            return int(found[1]), int(found[2])
+            return as_range(int(found[1]), int(found[2]))
     return None
 
 
+def as_range(oldest: int, latest: int) -> tuple[int, int] | None:
+    """The two where they can be ledger numbers (32 bits), else None."""
+    return (oldest, latest) if 0 <= oldest <= _MAX_LEDGER and 0 <= latest <= _MAX_LEDGER else None
+
+
 def parse_retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
-    """Seconds to wait after a Retry-After header (seconds or an HTTP date), None where it is absent or unreadable."""
+    """Seconds to wait after a Retry-After header (seconds or an HTTP date), None where it is absent or unreadable.
+
+    At most `LONGEST_RETRY_AFTER_S`, whatever the header says: a node must not be able to silence us for years.
+    """
     if value is None:
         return None
     value = value.strip()
     if value.isascii() and value.isdigit():
-        return float(value[:9])
+        return min(float(value[:9]), LONGEST_RETRY_AFTER_S)
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a zone of absurdly many hours
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
-    return max(0.0, (when - (now or datetime.now(UTC))).total_seconds())
+    return min(max(0.0, (when - (now or datetime.now(UTC))).total_seconds()), LONGEST_RETRY_AFTER_S)

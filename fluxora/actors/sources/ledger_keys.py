@@ -38,11 +38,13 @@ def stream_key(contract_id: str, stream_id: int) -> bytes:
     return b"".join((_CONTRACT_DATA, _CONTRACT, payload, _STREAM_KEY, struct.pack(">Q", stream_id), _PERSISTENT))
 
 
-def read_entry(entry_xdr: str) -> tuple[bytes, dict[str, Any]]:
+def read_entry(entry_xdr: str) -> tuple[bytes, dict[str, Any] | None]:
     """Decode a base64 LedgerEntryData of a stream into its key, as `stream_key` makes it, and the stored fields.
 
+    The fields are None where the value is not a map with symbols for keys: one such entry must not cost the others.
+
     Raises:
-        DecodeError: it is no entry of a stream, or its value is not a map with symbols for keys.
+        DecodeError: it is no entry of a stream.
     """
     try:
         raw = b64decode(entry_xdr, validate=True)
@@ -53,7 +55,8 @@ def read_entry(entry_xdr: str) -> tuple[bytes, dict[str, Any]]:
     key = _CONTRACT_DATA + raw[8:_VALUE_AT]
     if key[40 : 40 + len(_STREAM_KEY)] != _STREAM_KEY:
         raise DecodeError("ledger entry is not that of a stream")
-    value = scval.decode(raw[_VALUE_AT:])
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise DecodeError("ledger entry of a stream is not a struct")
-    return key, value
+    try:
+        value = scval.decode(raw[_VALUE_AT:])
+    except DecodeError:
+        return key, None
+    return key, value if isinstance(value, dict) and all(isinstance(name, str) for name in value) else None

@@ -27,7 +27,6 @@ from fluxora.errors import ChainDiverged, HistoryLost, SourceError, SourceUnavai
 log = logs.get("source")
 T = TypeVar("T")
 
-_LONGEST_RETRY_AFTER_S = 300.0
 _BROKEN_CONNECTION = {Failure.UNREACHABLE, Failure.TLS, Failure.TIMEOUT, Failure.CONNECTION_DROPPED}
 
 
@@ -156,8 +155,7 @@ class Rotation:
             endpoint.failures_in_a_row += 1
             step = min(self._policy.cap_s, self._policy.base_s * 2.0 ** min(endpoint.failures_in_a_row - 1, 30))
             backoff_s = step * (0.5 + 0.5 * self._jitter())
-            asked_s = min(error.retry_after_s or 0.0, _LONGEST_RETRY_AFTER_S)
-            endpoint.ready_at = now + max(backoff_s, asked_s)
+            endpoint.ready_at = now + max(backoff_s, error.retry_after_s or 0.0)
         self._count(failure)
         self._failing[operation] = error
         self._describe()

@@ -232,7 +232,7 @@ class StellarRpcSource:
         try:
             while not walk.finished:
                 done = walk.complete_through
-                fresh = await self._rotation.run("events", partial(self._ask_events, walk, ahead))
+                fresh = await self._rotation.run("events", partial(self._ask_events, walk, ahead, clock))
                 if not walk.finished:
                     await ahead.send(walk)
                 for start in range(0, len(fresh), EVENTS_PER_PAGE):
@@ -246,7 +246,9 @@ class StellarRpcSource:
         finally:
             ahead.drop()
 
-    async def _ask_events(self, walk: EventWalk, ahead: _Ahead, endpoint: Endpoint) -> list[replies.RpcEvent]:
+    async def _ask_events(
+        self, walk: EventWalk, ahead: _Ahead, clock: replies.CloseTimes, endpoint: Endpoint
+    ) -> list[replies.RpcEvent]:
         ledger = walk.next_ledger
         call = ahead.take(endpoint)
         try:
@@ -257,11 +259,13 @@ class StellarRpcSource:
             raise classify_range(ledger, range_.oldest, range_.latest, highest=self._rotation.highest) from range_
         except SourceUnavailable as error:
             if walk.shrink(_smaller_page(error, walk.limit)):
-                return await self._ask_events(walk, ahead, endpoint)
+                return await self._ask_events(walk, ahead, clock, endpoint)
             raise
         self._rotation.note_latest(reply.latest_ledger)
         if ledger < reply.oldest_ledger + _FLOOR_MARGIN:
             await self._check_floor(endpoint, ledger)
+        for event in reply.events:
+            clock.seconds(event.ledger_closed_at)  # raises before the walk moves
         fresh = walk.absorb(reply)
         ahead.endpoint = endpoint
         return fresh

@@ -213,11 +213,13 @@ def test_entry_value_is_what_stellar_sdk_encoded(stream_id, deposit, memo):
 
 @given(noise=st.binary(max_size=200), cut=st.integers(0, 150))
 @settings(max_examples=80)
-def test_entry_that_is_not_one_raises_decode_error_only(noise, cut):
+def test_entry_that_is_not_one_has_no_fields_or_raises_decode_error_only(noise, cut):
     whole = b64decode(sdk_entry(CONTRACT, 5, {"stream_id": scval.to_uint64(5)}).to_xdr())
     for wrong in (noise, whole[: min(cut, len(whole) - 1)], whole + b"\0", whole[:100] + noise[:3]):
-        with pytest.raises(DecodeError):
-            read_entry(b64encode(wrong).decode())
+        try:
+            assert read_entry(b64encode(wrong).decode()) == (sdk_key(CONTRACT, 5).to_xdr_bytes(), None)
+        except DecodeError:
+            assert wrong[:88] != whole[:88]  # type, extension point and key: whose entry it is
     with pytest.raises(DecodeError):
         read_entry("no base64")
 
@@ -228,9 +230,23 @@ def test_entry_of_another_kind_of_key_is_refused():
     with pytest.raises(DecodeError):
         read_entry(entry.to_xdr())
     entry.contract_data.key = scval.to_vec([scval.to_symbol("Stream"), scval.to_uint64(5)])
-    entry.contract_data.val = scval.to_vec([])
-    with pytest.raises(DecodeError):
-        read_entry(entry.to_xdr())
+
+
+@pytest.mark.parametrize(
+    "value", [scval.to_vec([]), scval.to_void(), scval.to_map({scval.to_uint32(1): scval.to_void()})]
+)
+def test_a_value_that_is_no_struct_is_no_fields(value):
+    entry = sdk_entry(CONTRACT, 5, {"stream_id": scval.to_uint64(5)})
+    entry.contract_data.val = value
+    assert read_entry(entry.to_xdr()) == (sdk_key(CONTRACT, 5).to_xdr_bytes(), None)
+
+
+async def test_one_unreadable_entry_does_not_cost_the_others(make_source):
+    held = {sdk_key(CONTRACT, n).to_xdr(): sdk_entry(CONTRACT, n, {"stream_id": scval.to_uint64(n)}) for n in range(3)}
+    held[sdk_key(CONTRACT, 1).to_xdr()].contract_data.val = scval.to_vec([])
+    async with running(Entries({key: entry.to_xdr() for key, entry in held.items()})) as [node]:
+        found, _ = await make_source(node).entries([(CONTRACT, n) for n in range(3)])
+    assert [(one.stream_id, one.entry) for one in found] == [(0, {"stream_id": 0}), (1, None), (2, {"stream_id": 2})]
 
 
 @pytest.mark.parametrize("address", [Address(STRANGER).address[:-1], "G" + "A" * 55, ""])
