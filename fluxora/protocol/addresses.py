@@ -98,11 +98,6 @@ def decode(text: str) -> tuple[AddressKind, bytes]:
     return kind, payload
 
 
-def encode_account(key: bytes) -> str:
-    """G... of a 32-byte ed25519 public key."""
-    return encode(AddressKind.ACCOUNT, key)
-
-
 def encode_contract(contract_hash: bytes) -> str:
     """C... of a 32-byte contract id."""
     return encode(AddressKind.CONTRACT, contract_hash)

@@ -57,11 +57,12 @@ def format_amount(units: int, decimals: int = DEFAULT_DECIMALS) -> str:
 
     Any int formats, also the i128 values beyond what `parse_amount` takes from clients.
     """
+    digits = str(units)
+    whole = len(digits) - decimals
+    if whole > 0 and units >= 0 < decimals:
+        return f"{digits[:whole]}.{digits[whole:]}"
     if decimals == 0:
-        return str(units)
+        return digits
     if units < 0:
         return "-" + format_amount(-units, decimals)
-    digits = str(units)
-    if len(digits) <= decimals:
-        return "0." + digits.zfill(decimals)
-    return digits[:-decimals] + "." + digits[-decimals:]
+    return "0." + digits.zfill(decimals)

@@ -110,11 +110,6 @@ class KnownChain:
         """The known hash of a ledger."""
         return self._hashes.get(sequence)
 
-    def newest_within(self, low: int, high: int) -> int | None:
-        """The highest known sequence in [low, high]."""
-        index = bisect_right(self._order, high) - 1
-        return self._order[index] if index >= 0 and self._order[index] >= low else None
-
     def below(self, sequence: int) -> list[int]:
         """Known sequences below `sequence`, ascending."""
         return self._order[: bisect_left(self._order, sequence)]

@@ -35,6 +35,7 @@ _U64_ARM: Final = b"\0\0\0\x05"
 _U64_TOPIC_BYTES: Final = 12
 _U64_LIMIT: Final = 2**64
 _BIG_INT: Final = 1  # MessagePack extension type: a signed big-endian integer of more than 64 bits
+_PAIRS: Final = 2  # MessagePack extension type: a map as a list of its keys and values
 _I64_MIN: Final = -(2**63)
 
 
@@ -243,9 +244,11 @@ def _interpret_named(name: str, payload: Mapping[str, Any]) -> _Interpreted:
 
 
 def _packable(value: Any) -> Any:
-    """`value` with integers that MessagePack cannot hold as extensions."""
+    """`value` with what MessagePack cannot hold as extensions: great integers, and maps whose keys are no names."""
     if isinstance(value, Mapping):
-        return {_packable(key): _packable(item) for key, item in value.items()}
+        if all(isinstance(key, str | bytes) for key in value):
+            return {key: _packable(item) for key, item in value.items()}
+        return msgspec.msgpack.Ext(_PAIRS, _encode([(_packable(key), _packable(item)) for key, item in value.items()]))
     if isinstance(value, list | tuple):
         return [_packable(item) for item in value]
     if type(value) is int and not _I64_MIN <= value < _U64_LIMIT:
@@ -254,9 +257,11 @@ def _packable(value: Any) -> Any:
 
 
 def _unpack_ext(code: int, data: memoryview) -> Any:
-    if code != _BIG_INT:
-        raise DecodeError(f"raw event holds an unknown extension {code}")
-    return int.from_bytes(data, "big", signed=True)
+    if code == _BIG_INT:
+        return int.from_bytes(data, "big", signed=True)
+    if code == _PAIRS:
+        return {scval.hashable(key): item for key, item in _decode(data)}
+    raise DecodeError(f"raw event holds an unknown extension {code}")
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -17,6 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from fluxora.errors import DecodeError
+from fluxora.protocol.addresses import is_account_or_contract
 from fluxora.protocol.streams import (
     CONTRACT_FIELDS,
     StreamKind,
@@ -292,6 +293,8 @@ def _offr_acc(state: StreamState, _event: ContractEvent) -> Folded:
     return Folded(state, None, "updated", wants_entry=not state.kind_known and state.closed_at is None)
 
 
+_PARTIES: Final = ("sender", "recipient", "claim_owner", "witness")
+
 # What no function of the contract changes after the creation.
 _IDENTITY: Final = (
     "kind",
@@ -321,6 +324,8 @@ def _corrected(state: StreamState | None, event: ContractEvent) -> Folded:
         fields = read_fields(entry)
     except DecodeError:  # asking again would bring the same answer
         return Folded(state, None, "updated", wants_entry=False)
+    if not all(is_account_or_contract(fields[name]) for name in _PARTIES if fields.get(name) is not None):
+        return Folded(state, None, "updated", wants_entry=False)  # the same
     fields.update(stream_id=event.stream_id, kind_known=True)  # an entry without a kind is of a contract without kinds
     partial = bool(event.data.get("immutable_only"))
     if state is None:

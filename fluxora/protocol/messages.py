@@ -242,8 +242,10 @@ _SAFE: Final = 2**53  # a JSON number beyond it does not survive most readers
 
 
 @lru_cache(maxsize=1024)  # the names are the contract's; strangers' events do not come this way
-def _shown_as(name: str) -> tuple[str, bool, bool]:
-    """A field's name on the wire, whether it is an amount, whether it is an id."""
+def _shown_as(name: Any) -> tuple[str, bool, bool]:
+    """A field's name on the wire, whether it is an amount, whether it is an id. A map's key need not be a name."""
+    if not isinstance(name, str):
+        return str(_plain(name)), False, False
     return _WORD.sub(lambda match: match[1].upper(), name), name in AMOUNT_FIELDS, name in _IDS
 
 

@@ -231,16 +231,17 @@ def _map(data: bytes, pos: int, depth: int) -> tuple[dict[Any, Any], int]:
         else:
             key, pos = _ARMS[kind](data, pos + 4, depth)
             if isinstance(key, list | dict):
-                key = _hashable(key)
+                key = hashable(key)
         entries[key], pos = _ARMS[_u32(data, pos)[0]](data, pos + 4, depth)
     return entries, pos
 
 
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
+    """A native value as the key of a map: lists and maps as tuples, the rest as it is."""
     if isinstance(value, list):
-        return tuple(map(_hashable, value))
+        return tuple(map(hashable, value))
     if isinstance(value, dict):
-        return tuple((key, _hashable(item)) for key, item in value.items())
+        return tuple((key, hashable(item)) for key, item in value.items())
     return value
 
 

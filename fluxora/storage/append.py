@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 from fluxora.errors import LeaseLost
 from fluxora.protocol.chain import LedgerBatch
@@ -66,6 +67,7 @@ class Append:
         self.epoch: int = head["epoch"]
         self.complete_through: int | None = head["complete_through"]
         self.newest: str = head["newest_event_id"]
+        await self._load(_before_any_rewind(batches))
         outcomes = [await self._apply(batch) for batch in batches]
         await self.writer.flush(self.slots.values())
         await self.writer.finish(self.epoch, self.complete_through, self.newest)
@@ -274,3 +276,9 @@ class Append:
         self.writer.wants.clear()
         self._seen.clear()
         self._cache.use(self._lease, self.epoch)
+
+
+def _before_any_rewind(batches: Sequence[LedgerBatch]) -> list[ContractEvent]:
+    """Events whose streams can be read at once, before the connection is busy writing."""
+    plain = takewhile(lambda batch: not batch.new_epoch and batch.rollback_to is None, batches)
+    return [event for batch in plain for event in batch.events]

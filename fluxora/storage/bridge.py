@@ -10,6 +10,7 @@ StorageError, which is not retryable: only a new bridge helps.
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -30,6 +31,9 @@ Ts = TypeVarTuple("Ts")
 
 GRACE_S = 2.0  # longest wait for a cancelled coroutine: time enough for a cancel request and a rollback
 CLOSE_S = 5.0  # longest wait for the thread to end
+# The interpreter runs one of the two threads at a time. Each answer of PostgreSQL waits for its turn, and a transaction
+# is many answers: at Python's usual 5 ms each, a busy trio thread leaves PostgreSQL without work.
+SWITCH_INTERVAL_S = 0.0005
 
 log = logs.get("bridge")
 
@@ -244,8 +248,11 @@ def _wake(call: _Call[Any]) -> None:
 async def open_bridge() -> AsyncIterator[Bridge]:
     """A bridge for the length of the block; its thread is joined at the end."""
     bridge = Bridge()
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(min(usual_s, SWITCH_INTERVAL_S))
     bridge.start()
     try:
         yield bridge
     finally:
         await bridge.aclose()
+        sys.setswitchinterval(usual_s)

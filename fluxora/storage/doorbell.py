@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from fluxora import logs
 from fluxora.config import StorageConfig
-from fluxora.errors import StorageUnavailable
+from fluxora.errors import ConfigError, StorageUnavailable
 from fluxora.storage.pool import connect, is_unavailable
 
 CHANNEL = "fluxora_log"
@@ -29,6 +29,8 @@ async def listen(url: str, config: StorageConfig, ring: Callable[[], None]) -> N
         try:
             await _listen_once(url, config, ring)
             wait_s = BACKOFF_S[0]
+        except ConfigError:
+            return  # the migrations meet it too, and end the start with it
         except StorageUnavailable as error:
             log.info("doorbell.reconnect_later", error=str(error), wait_s=round(wait_s, 1))
         await asyncio.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311 (jitter)

@@ -33,6 +33,8 @@ from fluxora.storage import sysuser
 
 SOCKET = ".s.PGSQL.5432"
 MAX_SOCKET_PATH = 103  # macOS allows 103 bytes, Linux 107
+# A comma parts the hosts of a URL, and pg_ctl puts its arguments between the double quotes of a shell.
+UNUSABLE = frozenset(',"$`\n')
 START_S = 300  # replaying the log after a crash may take this long
 STOP_S = 60
 LOCK_S = START_S + STOP_S  # another process may be starting or stopping it just now
@@ -138,6 +140,10 @@ class EmbeddedServer:
             raise ConfigError(
                 f"FLUXORA_DATA_DIR: {self.root} is too long for a Unix socket below it "
                 f"({len(os.fsencode(path))} bytes, {MAX_SOCKET_PATH} allowed); choose a shorter one or set DATABASE_URL"
+            )
+        if spoilt := sorted(UNUSABLE & set(str(self.root))):
+            raise ConfigError(
+                f"FLUXORA_DATA_DIR: PostgreSQL cannot use a path with {' '.join(map(repr, spoilt))} in it: {self.root}"
             )
         try:
             self.root.mkdir(parents=True, exist_ok=True)

@@ -18,21 +18,21 @@ EVENT_COLUMNS = (
     "epoch",
     "timestamp_ms",
     "ledger",
-    "event_id",
-    "tx_hash",
     "contract_id",
-    "stream_id",
     "event",
     "action",
+    "event_id",
+    "tx_hash",
+    "stream_id",
     "payload",
     "raw",
 )
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 COPY_TRAILER = b"\xff\xff"
 
-_HEAD = struct.Struct(">hiqiiiq")  # the number of fields, then length and value of position, epoch and timestamp
-_LENGTH = struct.Struct(">i")
-_LEDGER = struct.Struct(">iq")
+_HEAD = struct.Struct(">hiqiiiq").pack  # the number of fields, then length and value of position, epoch and timestamp
+_LENGTH = struct.Struct(">i").pack
+_LEDGER = struct.Struct(">iq").pack
 _NULL = b"\xff\xff\xff\xff"
 _COUNT = len(EVENT_COLUMNS)
 
@@ -70,32 +70,34 @@ _AMOUNT_LIMIT = 10**39 - 1
 _TIME_LIMIT = 10**20 - 1
 
 
-@lru_cache(maxsize=4096)  # names of events and actions, ids of contracts, hashes of the transaction at hand
 def _framed(text: str | None) -> bytes:
     if text is None:
         return _NULL
-    octets = text.replace("\0", "\ufffd").encode()  # the one character that a text column cannot hold
-    return _LENGTH.pack(len(octets)) + octets
+    octets = text.encode()
+    if b"\0" in octets:  # the one character that a text column cannot hold
+        octets = octets.replace(b"\0", b"\xef\xbf\xbd")
+    return _LENGTH(len(octets)) + octets
+
+
+@lru_cache(maxsize=1024)  # few contracts and few names, over and over
+def _framed_names(contract_id: str | None, event: str, action: str) -> bytes:
+    return _framed(contract_id) + _framed(event) + _framed(action)
 
 
 def event_row(epoch: int, event: LogEvent, raw: bytes | None) -> bytes:
     """One log row as binary COPY data, in the order of EVENT_COLUMNS."""
-    event_id, payload, ledger = event.event_id.encode(), event.payload, event.ledger
+    payload, ledger = event.payload, event.ledger
     return b"".join(
         (
-            _HEAD.pack(_COUNT, 8, event.position, 4, epoch, 8, event.timestamp_ms),
-            _NULL if ledger is None else _LEDGER.pack(8, ledger),
-            _LENGTH.pack(len(event_id)),
-            event_id,
+            _HEAD(_COUNT, 8, event.position, 4, epoch, 8, event.timestamp_ms),
+            _NULL if ledger is None else _LEDGER(8, ledger),
+            _framed_names(event.contract_id, event.event, event.action),
+            _framed(event.event_id),
             _framed(event.tx_hash),
-            _framed(event.contract_id),
             _framed(event.stream_id),
-            _framed(event.event),
-            _framed(event.action),
-            _LENGTH.pack(len(payload)),
+            _LENGTH(len(payload)),
             payload,
-            _NULL if raw is None else _LENGTH.pack(len(raw)),
-            raw or b"",
+            _NULL if raw is None else _LENGTH(len(raw)) + raw,
         )
     )
 

@@ -84,7 +84,6 @@ def test_is_account_or_contract_accepts() -> None:
     assert addresses.is_contract(CONTRACT)
     assert not addresses.is_contract(ACCOUNT)
     assert addresses.encode_contract(bytes(31) + b"\x01") == StrKey.encode_contract(bytes(31) + b"\x01")
-    assert addresses.encode_account(bytes(32)) == StrKey.encode_ed25519_public_key(bytes(32))
 
 
 @pytest.mark.parametrize("kind", AddressKind)

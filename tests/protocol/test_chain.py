@@ -51,7 +51,6 @@ def test_the_known_chain_is_a_window_of_the_newest(sequences: list[int], after: 
         model = sorted([*model, sequence])[-keep:]
     assert chain.below(100) == model
     assert chain.newest == (model[-1] if model else None)
-    assert chain.newest_within(10, 40) == max((n for n in model if 10 <= n <= 40), default=None)
     chain.truncate(after)
     assert chain.below(100) == [n for n in model if n <= after]
     chain.truncate(None)

@@ -368,6 +368,14 @@ def test_a_correction_follows_every_event_of_its_ledger_and_precedes_the_next() 
     assert last < contract.correction_id(9, 0) < contract.correction_id(9, 7) < first_of_next
 
 
+def test_a_whole_entry_is_no_duplicate_of_what_was_told_of_the_same_ledger_before() -> None:
+    told = {"ledger": 9, "closed_at": 5, "contract_id": CONTRACT, "stream_id": 4, "entry": {"stream_id": 4}}
+    partly, wholly = (contract.correction(**told, immutable_only=partial) for partial in (True, False))
+    last_event = f"{(9 << 32) | (4096 << 12):019d}-{7:010d}"
+    assert last_event < partly.id < wholly.id
+    assert contract.decode_raw(partly.id, 9, 5, CONTRACT, "", partly.raw) == partly
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -404,3 +412,14 @@ def test_a_muxed_party_makes_the_event_unknown() -> None:
         stream_id=scval.to_uint64(data["stream_id"]), amount=scval.to_int128(1), recipient=scval.to_address(muxed)
     )
     assert xdr_event(value, *topics).action == "unknown"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{(1, (2, ())): None}, {2**200: 1, -(2**100): [2**70]}, {None: {True: {b"\xff": 2**64}}}, [{(b"k", None): [{}]}]],
+)
+def test_a_correction_with_maps_of_any_keys_is_rebuilt_from_raw(value):
+    one = contract.correction(
+        ledger=7, closed_at=9, contract_id="C" * 56, stream_id=3, entry={"novelty": value}, immutable_only=False
+    )
+    assert contract.decode_raw(one.id, one.ledger, one.closed_at, one.contract_id, one.tx_hash, one.raw) == one

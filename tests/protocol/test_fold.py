@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from fluxora.protocol.contract import ContractEvent
+from fluxora.protocol.addresses import AddressKind, encode
+from fluxora.protocol.contract import ContractEvent, correction
 from fluxora.protocol.fold import fold
 from fluxora.protocol.streams import (
     CONTRACT_FIELDS,
@@ -22,7 +23,7 @@ from fluxora.protocol.streams import (
 )
 
 ACTIVE, PAUSED, COMPLETED, CANCELLED = StreamStatus
-SENDER, RECIPIENT, OTHER, FOURTH = ("G" + letter * 55 for letter in "ABCD")
+SENDER, RECIPIENT, OTHER, FOURTH = (encode(AddressKind.ACCOUNT, bytes([n] * 32)) for n in range(4))
 
 
 def event(action, /, *, at=100, ledger=7, sid=1, **data):
@@ -347,3 +348,17 @@ def test_our_own_fields_outlive_a_correction():
     corrected = fold(state, event("corrected", entry=stored(stream(status=PAUSED)), immutable_only=False)).state
     assert corrected == replace(state, status=PAUSED)
     assert isinstance(corrected, StreamState)
+
+
+@pytest.mark.parametrize("name", ["sender", "recipient", "claim_owner", "witness"])
+@pytest.mark.parametrize("text", ["\0", "y" * 9_000, "G" + "A" * 55])
+def test_an_entry_whose_party_is_no_address_is_not_believed(name, text):
+    entry = {"sender": SENDER, "recipient": RECIPIENT, "deposit_amount": 5, name: text}
+    before = StreamState(sender=SENDER, recipient=OTHER, deposit_amount=7)
+    for state in (None, before):
+        for partial in (False, True):
+            told = correction(
+                ledger=7, closed_at=9, contract_id="C" * 56, stream_id=1, entry=entry, immutable_only=partial
+            )
+            folded = fold(state, told)
+            assert (folded.state, folded.wants_entry) == (state, False)

@@ -193,6 +193,9 @@ async def test_pid_file_of_somebody_else_does_not_hinder_the_start(data_dir: Pat
 
 
 async def test_unusable_data_directories_are_refused_in_words(data_dir: Path) -> None:
+    for spoilt in ("a,b", 'a"b', "a$b", "a`b", "a\nb"):
+        with pytest.raises(ConfigError, match="PostgreSQL cannot use a path with"):
+            await open_embedded(data_dir / spoilt).__aenter__()
     with pytest.raises(ConfigError, match="too long for a Unix socket"):
         async with open_embedded(data_dir / ("d" * 120)):
             pass
