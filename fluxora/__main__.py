@@ -87,7 +87,8 @@ def _serve(_arguments: argparse.Namespace) -> int:
 def _dev(arguments: argparse.Namespace) -> int:
     from fluxora.localnet.command import default_contracts  # noqa: PLC0415 (it brings stellar_sdk, 36 MB)
 
-    config = Config.from_env({**os.environ, "FLUXORA_SOURCE": "local"})
+    port = {} if arguments.port is None else {"PORT": arguments.port}  # read and judged as the variable is
+    config = Config.from_env({**os.environ, "FLUXORA_SOURCE": "local", **port})
     config = replace(
         config,
         contracts=config.contracts or default_contracts(),
@@ -98,14 +99,13 @@ def _dev(arguments: argparse.Namespace) -> int:
             poll_interval_s=1.0,
             start_ledger=None,
         ),
-        http=replace(config.http, port=config.http.port if arguments.port is None else arguments.port),
     )
     logs.configure(config.log_level)
     return trio.run(_run, config, _print_examples)
 
 
 def _dev_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, help="port for HTTP, 0 for a free one (default: PORT, else 3000)")
+    parser.add_argument("--port", help="port for HTTP, 0 for a free one (default: PORT, else 3000)")
 
 
 async def _run(config: Config, greet: Callable[[str], None] | None) -> int:

@@ -85,7 +85,7 @@ class PipelineConfig:
     safety_margin: int = 1
     stall_threshold_s: float = 300.0
     dedup_entries: int = 10_000
-    events_per_transaction: int = 4_000
+    events_per_transaction: int = 5_000
     entry_reads_per_minute: int = 12
 
 
@@ -177,7 +177,7 @@ def _path(_name: str, text: str) -> Path:
 
 def _integer(low: int, high: int) -> Callable[[str, str], int]:
     def parse(name: str, text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+        if len(text) > 20 or not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
             raise ConfigError(f"{name}: a whole number from {low} to {high} is needed, got {text[:40]!r}")
         return int(text)
 

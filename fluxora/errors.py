@@ -19,7 +19,7 @@
         Resync *                                    memory may differ from the database: start from the stored cursor
         MigrationMismatch                           the schema is not ours
       RequestError(status)                          a client's request cannot be served as asked
-        BadRequest NotFound MethodNotAllowed Forbidden Unauthorized PayloadTooLarge UnsupportedMediaType
+        BadRequest NotFound MethodNotAllowed Unauthorized PayloadTooLarge UnsupportedMediaType
         Unavailable *
       SupervisionError
         RestartIntensityExceeded                    an actor keeps crashing
@@ -200,13 +200,6 @@ class Unauthorized(RequestError):
 
     code = "UNAUTHORIZED"
     status = 401
-
-
-class Forbidden(RequestError):
-    """403: the credential does not reach this far."""
-
-    code = "FORBIDDEN"
-    status = 403
 
 
 class NotFound(RequestError):

@@ -25,7 +25,9 @@ def configure(level: str = "info", *, human: bool | None = None) -> None:
     if human is None:
         human = sys.stderr.isatty()
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if human else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)  # others print locals: secrets
+        if human
+        else structlog.processors.JSONRenderer()
     )
     chain = [*_PROCESSORS, renderer]
     if human:

@@ -8,10 +8,11 @@ harmless.
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 import trio
 
@@ -45,8 +46,9 @@ async def replay(config: Config, path: Path) -> Summary:
     summary, line = Summary(), 0
     async with open_runtime(config) as runtime:
         assert runtime.push is not None
-        with _open(path) as stream:
-            while batch := await trio.to_thread.run_sync(list, islice(stream, MAX_EVENTS)):
+        with await trio.to_thread.run_sync(_open, path) as stream:
+            # Whoever types or pipes the lines may be silent for ever: a cancelled replay leaves the read behind.
+            while batch := await trio.to_thread.run_sync(list, islice(stream, MAX_EVENTS), abandon_on_cancel=True):
                 await _record(runtime.push, batch, line, summary)
                 line += len(batch)
                 if sys.stderr.isatty():
@@ -56,16 +58,18 @@ async def replay(config: Config, path: Path) -> Summary:
     return summary
 
 
-def _open(path: Path) -> TextIO:
+def _open(path: Path) -> AbstractContextManager[BinaryIO]:
+    """The file as bytes, for its encoding is checked line by line."""
     if str(path) == "-":
-        return sys.stdin
+        # Not sys.stdin, and never closed: closing waits for a read that was left behind, at the interpreter's end too.
+        return nullcontext(open(0, "rb", closefd=False))
     try:
-        return path.open(encoding="utf-8")
+        return path.open("rb")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
 
 
-async def _record(push: PushSource, lines: list[str], before: int, summary: Summary) -> None:
+async def _record(push: PushSource, lines: list[bytes], before: int, summary: Summary) -> None:
     batch = _parse(lines, before)
     for attempt in range(_ATTEMPTS):
         try:
@@ -81,14 +85,14 @@ async def _record(push: PushSource, lines: list[str], before: int, summary: Summ
             return
 
 
-def _parse(lines: list[str], before: int) -> Batch:
+def _parse(lines: list[bytes], before: int) -> Batch:
     """Check the lines that follow the first `before`; blank ones are passed over."""
     items, numbers = [], []
     for number, text in enumerate(lines, before + 1):
         if not text.strip():
             continue
         try:
-            items.append(strict_json.read(text.encode()))
+            items.append(strict_json.read(text))
         except InvalidJson as error:
             raise DecodeError(f"line {number}: {error}") from error
         numbers.append(number)

@@ -73,6 +73,7 @@ def test_the_source_follows_from_what_is_set() -> None:
         ("FLUXORA_SOURCE", "rpc"),
         ("FLUXORA_SOURCE", "push"),
         ("FLUXORA_HEADER_EVERY", "0"),
+        ("FLUXORA_HEADER_EVERY", "9" * 5_000),  # more digits than the interpreter takes for a number
         ("INDEXER_WORKER_TOKEN", "short"),
         ("FLUXORA_TYPO", "1"),
     ],

@@ -5,7 +5,6 @@ Quart's own routing, error pages and timeouts stay out of the way, so that any c
 
 from __future__ import annotations
 
-from functools import partial
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -41,8 +40,9 @@ def create_app(backend: Backend) -> QuartTrio:
 
     async def serve() -> Response:
         """Stands before Quart's routing and always answers, so that routing never happens there."""
-        reply = await answer(backend, _head(), partial(_read_body, backend.config.max_body_bytes))
-        if backend.stopping.is_set():
+        body = _Body(backend.config.max_body_bytes)
+        reply = await answer(backend, _head(), body.read)
+        if backend.stopping.is_set() or not body.ended:
             reply = Reply(reply.status, (*reply.headers, ("connection", "close")), reply.body)
         return _response(reply)
 
@@ -71,28 +71,37 @@ def _path_of(target: str) -> str:
         return ""  # is nowhere
 
 
-async def _read_body(max_bytes: int) -> bytes:
-    """The whole body, counted here: Quart's own bound does not hold for chunked bodies in all of its versions.
+class _Body:
+    """The request's body. `ended` is False while some of it is unread: the connection cannot carry a next request."""
 
-    Raises:
-        PayloadTooLarge: its announced or its actual length is over the bound.
-    """
-    body = bytearray()
-    try:
-        if "content-length" in request.headers or "transfer-encoding" in request.headers:
-            async for chunk in request.body:
-                body += chunk
-                if len(body) > max_bytes:
-                    break
-    except RequestEntityTooLarge as error:
-        raise PayloadTooLarge(_TOO_LARGE) from error
-    except Exception:
-        # A client that leaves is an exception of Quart's own here, raised as this task is cancelled: the latter counts.
-        await trio.lowlevel.checkpoint_if_cancelled()
-        raise
-    if len(body) > max_bytes:
-        raise PayloadTooLarge(_TOO_LARGE)
-    return bytes(body)
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.ended = "content-length" not in request.headers and "transfer-encoding" not in request.headers
+
+    async def read(self) -> bytes:
+        """The whole body, counted here: Quart's own bound does not hold for chunked bodies in all of its versions.
+
+        Raises:
+            PayloadTooLarge: its announced or its actual length is over the bound.
+        """
+        body = bytearray()
+        try:
+            if not self.ended:
+                async for chunk in request.body:
+                    body += chunk
+                    if len(body) > self._max_bytes:
+                        break
+        except RequestEntityTooLarge as error:
+            raise PayloadTooLarge(_TOO_LARGE) from error
+        except Exception:
+            # A client that leaves is an exception of Quart's own here, raised as this task is cancelled: the latter
+            # counts.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise
+        if len(body) > self._max_bytes:
+            raise PayloadTooLarge(_TOO_LARGE)
+        self.ended = True
+        return bytes(body)
 
 
 def _response(reply: Reply) -> Response:

@@ -14,10 +14,10 @@ from typing import Any
 import h11
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Event, RawData
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
-from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
     ASGIFramework,
@@ -119,6 +119,19 @@ class _Server(TCPServer):
         finally:
             await self._close()
 
+    async def _read_data(self) -> None:
+        """As Hypercorn's, but a client that ends its side after its request still gets the answer whole."""
+        while True:
+            try:
+                data = await self.stream.receive_some(MAX_RECV)
+            except (trio.ClosedResourceError, trio.BrokenResourceError):
+                break
+            await self.protocol.handle(RawData(bytes(data)))
+            if not data:
+                await self.protocol.answered()  # type: ignore[attr-defined]  # it is a _Protocol
+                break
+        await self.protocol.handle(Closed())
+
     async def protocol_send(self, event: Event) -> None:
         """Bytes, the end, or a change between idle and busy, from the protocol.
 
@@ -135,11 +148,32 @@ class _Server(TCPServer):
 class _Protocol(H11Protocol):
     """H11Protocol whose own answers have our shape."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._idle = trio.Event()  # replaced with each request, set at its end
+
+    async def answered(self) -> None:
+        """Wait until no request is in flight; the deadlines of requests and of writing bound that."""
+        while self.stream is not None:
+            await self._idle.wait()
+
+    async def _close_stream(self) -> None:
+        await super()._close_stream()
+        self._idle.set()
+
     async def _check_protocol(self, _event: h11.Request) -> None:
         """An offer of h2c is ignored, as RFC 9110 7.8 allows."""
 
     async def _create_stream(self, request: h11.Request) -> None:
-        """Every request is an ordinary one here: an upgrade that reaches this carrier is not acted upon."""
+        """Every request is an ordinary one here: an upgrade that reaches this carrier is not acted upon.
+
+        One with two lengths for its body is refused, and nothing that follows it is read (RFC 9112 6.3).
+        """
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}:
+            await self._send_error_response(400)
+            await self.send(Closed())
+            return
+        self._idle = trio.Event()
         headers = [(name, value) for name, value in request.headers.raw_items() if name.lower() != b"upgrade"]
         plain = h11.Request(
             method=request.method, target=request.target, headers=headers, http_version=request.http_version

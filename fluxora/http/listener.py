@@ -9,6 +9,7 @@ Promises
 from __future__ import annotations
 
 import re
+import sys
 from functools import partial
 
 import trio
@@ -21,8 +22,12 @@ from fluxora.http.connection import LINGER_S, Connection
 from fluxora.http.hypercorn_carrier import MAX_HEAD_BYTES, HypercornCarrier
 from fluxora.http.replies import rendered, transport_refusal
 
+if sys.platform != "win32":  # which has no such limit
+    import resource
+
 BACKLOG = 2048
 MAX_REFUSING = 64  # connections over the limit that are told so at a time; the rest are just closed
+RESERVED_FILES = 256  # descriptors for everything else: the database, RPC endpoints, connections that are refused
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 
 _log = logs.get("http")
@@ -37,8 +42,9 @@ async def serve(backend: Backend, *, task_status: trio.TaskStatus[Listening] = t
     config = backend.config
     try:
         listeners = await trio.open_tcp_listeners(config.port, host=config.host, backlog=BACKLOG)
-    except OSError as error:
-        raise ConfigError(f"PORT, HOST: cannot listen on {config.host}:{config.port}: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:  # the latter for what cannot be a host's name
+        reason = error.strerror if isinstance(error, OSError) else "no such name can be"
+        raise ConfigError(f"PORT, HOST: cannot listen on {config.host}:{config.port}: {reason}") from error
     front = Front(backend)
     async with trio.open_nursery() as connections:
         try:
@@ -60,6 +66,7 @@ class Front:
 
     def __init__(self, backend: Backend) -> None:
         self._config = backend.config
+        self._most = _affordable(backend.config.max_connections)
         self._carrier = HypercornCarrier(create_app(backend))
         self._connections: set[Connection] = set()
         self._refusing = 0
@@ -68,7 +75,7 @@ class Front:
     async def handle(self, transport: trio.SocketStream) -> None:
         """Serve one connection to its end. Raises nothing but cancellation."""
         connection = Connection(transport)
-        if len(self._connections) >= self._config.max_connections:
+        if len(self._connections) >= self._most:
             await self._refuse(connection)
             return
         self._connections.add(connection)
@@ -151,6 +158,29 @@ class Front:
         finally:
             self._refusing -= 1
             connection.abort()
+
+
+def _affordable(wanted: int) -> int:
+    """How many connections may be open: `wanted`, or fewer where the process may not open so many files.
+
+    The soft limit is raised as far as the hard one lets it. Without a bound of our own the system would refuse every
+    new file at its limit, those of the database among them, and no client could be told why.
+    """
+    if sys.platform == "win32":
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + RESERVED_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    except (OSError, ValueError):  # a system with a bound below its own hard limit
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(wanted, max(1, soft - RESERVED_FILES))
+    if most < wanted:
+        _log.warning("http.connections_bounded", connections=most, wanted=wanted, reason="the limit of open files")
+    return most
 
 
 async def _refused(connection: Connection, status: int) -> None:

@@ -12,7 +12,9 @@ import msgspec
 from fluxora.errors import InvalidJson
 
 MAX_DEPTH = 32
-_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# A string without an end is taken to the end, or each quote in it would start the search anew: quadratic time. The
+# quantifiers are possessive, so nothing is tried twice.
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 
 def read(body: bytes) -> Any:

@@ -131,12 +131,6 @@ def stream_entry(contract_id: str, fields: Mapping[str, Any]) -> tuple[str, str]
     return data_key(contract_id, key), data_entry(contract_id, key, stream_value(fields))
 
 
-def persistent(contract_id: str, name: str, stream_id: int, value: xdr.SCVal) -> tuple[str, str]:
-    """The base64 LedgerKey and LedgerEntryData of an entry kept beside a stream, such as MaxLookbackLedgers(id)."""
-    key = variant(name, u64(stream_id))
-    return data_key(contract_id, key), data_entry(contract_id, key, value)
-
-
 def instance(contract_id: str, storage: Sequence[tuple[xdr.SCVal, xdr.SCVal]], wasm_hash: bytes) -> tuple[str, str]:
     """The base64 LedgerKey and LedgerEntryData of a contract's instance with its instance storage."""
     key = xdr.SCVal(xdr.SCValType.SCV_LEDGER_KEY_CONTRACT_INSTANCE)

@@ -163,7 +163,9 @@ async def assert_final(rt: Runtime, url: str, cases: list[dict[str, Any]]) -> No
 
 async def assert_one_row_per_event(url: str, cases: list[dict[str, Any]]) -> list[Any]:
     rows = await trio.to_thread.run_sync(
-        sql, url, "SELECT position, event_id, contract_id, action, payload::text AS payload FROM events ORDER BY position"
+        sql,
+        url,
+        "SELECT position, event_id, contract_id, action, payload::text AS payload FROM events ORDER BY position",
     )
     assert [row["position"] for row in rows] == list(range(1, len(rows) + 1))
     assert len({row["event_id"] for row in rows}) == len(rows)

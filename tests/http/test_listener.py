@@ -17,6 +17,8 @@ from fluxora.http import app, hypercorn_carrier, replies
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 OK = b'{"status":"ok"}'
+# Two lengths for one body: what stands before us may have gone by the other one (RFC 9112 6.3).
+SMUGGLED = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def parse(reply: bytes) -> tuple[int, dict[str, str], dict]:
@@ -73,6 +75,8 @@ async def test_one_connection_serves_many_requests_and_then_closes_when_asked(st
         (b"GET / HTTP/1.1\r\nHost: x\r\nnonsense\r\n\r\n", 400, "VALIDATION_ERROR"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400, "VALIDATION_ERROR"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "NOT_IMPLEMENTED"),
+        (SMUGGLED + b"0\r\n\r\n" + LIVE, 400, "VALIDATION_ERROR"),
+        (LIVE + SMUGGLED + b"0\r\n\r\n" + LIVE, 400, "VALIDATION_ERROR"),
         (b"GET / HTTP/1.1\r\nx: " + b"y" * 70_000, 431, "REQUEST_HEADER_FIELDS_TOO_LARGE"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nx: " + b"y" * 65_600 + b"\r\n\r\n", 431, "REQUEST_HEADER_FIELDS_TOO_LARGE"),
         (LIVE + b"GET / HTTP/1.1\r\nx: " + b"y" * 70_000, 431, "REQUEST_HEADER_FIELDS_TOO_LARGE"),
@@ -302,8 +306,28 @@ async def test_an_oversized_body_is_refused_and_the_answer_arrives(start):
             nursery.start_soon(send)
             status, headers, error = parse(await read_to_end(stream))
         assert (status, error["error"]) == (413, "PAYLOAD_TOO_LARGE")
+        assert headers["connection"] == "close"  # or the client would send its next request into a closing connection
         assert_complete(headers, error)
     assert (await server.get("/health/live")).status_code == 200
+
+
+async def test_an_answer_before_the_body_announces_the_end_of_the_connection(start):
+    server = await start()
+    reply = await server.exchange(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
+    status, headers, error = parse(reply)
+    assert (status, headers["connection"]) == (404, "close")
+    assert_complete(headers, error)
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+async def test_a_client_that_has_ended_its_side_gets_its_answers_whole(start, requests):
+    server = await start()
+    async with await server.connect() as stream:
+        await stream.send_all(LIVE * requests)
+        await stream.send_eof()
+        reply = await read_to_end(stream)
+    assert reply.count(OK) == requests
+    assert reply.endswith(OK)
 
 
 async def test_a_slow_body_is_answered_408(start):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -92,3 +93,15 @@ def test_brackets_in_strings_do_not_count():
 def test_what_is_not_strict_json_is_refused(body):
     with pytest.raises(InvalidJson):
         strict_json.read(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'"' + b'\\"' * 131_000, b'{"a":"' + b'\\"' * 131_000, b'"\\\\' * 60_000, b'"' * 262_143, b'"' + b"\\" * 262_143],
+    ids=["escaped quotes", "escaped quotes in an object", "mixed", "quotes", "backslashes"],
+)
+def test_a_string_without_an_end_is_refused_in_time(body: bytes) -> None:
+    started = time.perf_counter()
+    with pytest.raises(InvalidJson):
+        strict_json.read(body)
+    assert time.perf_counter() - started < 1  # for 256 KiB; one pass takes milliseconds
