@@ -69,11 +69,12 @@ class Corrector:
                 await trio.sleep(self._interval_s)
 
     async def _work(self) -> bool:
-        """One read; True where nothing was wanted."""
+        """One read; True where there is nothing to do now."""
+        generation = self._rewind.generation
         wants = await self._store.entry_wants(_KEYS_PER_READ)
-        if not wants:
-            return True
-        generation, recorded = self._rewind.generation, self._progress.complete_through
+        if not wants or self._progress.rollbacks or self._rewind.generation != generation:
+            return True  # while a rollback is under way, the list and the cursor are those of what it takes back
+        recorded = self._progress.complete_through
         found, as_of = await self._source.entries([(want.contract_id, want.chain_stream_id) for want in wants])
         entries = {(entry.contract_id, entry.stream_id): entry for entry in found}
         corrections: list[ContractEvent] = []

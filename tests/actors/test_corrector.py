@@ -251,3 +251,27 @@ async def test_a_ring_is_enough_to_look(bench: Bench) -> None:
         await bench.follow()
         await bench.until_settled()
     assert (await bench.stream()).state.kind == StreamKind.CLIFF_SLOPE
+
+
+async def test_nothing_is_read_while_a_rollback_is_under_way(bench: Bench) -> None:
+    await bench.net.close_ledger()
+    await bench.follow()
+    bench.progress.fork_found(1)
+    listed: list[int] = []
+    entry_wants = bench.store.entry_wants
+
+    async def listened(limit: int) -> Any:
+        wants = await entry_wants(limit)
+        listed.append(len(wants))
+        return wants
+
+    bench.store.entry_wants = listened  # type: ignore[method-assign] # only listened to
+    async with bench.correcting():
+        with trio.fail_after(PATIENCE_S):
+            while len(listed) < 3:
+                await trio.sleep(0.001)
+        assert await bench.corrections() == []
+        assert await bench.wants() == 1
+        bench.progress.taken_back(2**31)
+        await bench.until_settled()
+    assert (await bench.stream()).state.kind == StreamKind.CLIFF_SLOPE
