@@ -1,7 +1,7 @@
 """The deduplicator: drops events that passed a moment ago, so that replays cost the database nothing.
 
-It is a fast path, never the guarantee: that is the unique key in the log. Keys are (epoch, event id), for an id is
-unique in one incarnation of the network only.
+It is a fast path, never the guarantee: that is the unique key in the log. Keys are (epoch, ledger, event id), for an id
+is unique in one incarnation of the network only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Deduplicator:
         self._inbox = inbox
         self._outbox = outbox
         self._epoch = epoch
-        self._seen: LRUCache[tuple[int, str], int] = LRUCache(entries)  # → the event's ledger
+        self._seen: LRUCache[tuple[int, int, str], None] = LRUCache(entries)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Pass parcels on until the inbox ends."""
@@ -47,18 +47,19 @@ class Deduplicator:
         if batch.new_epoch:
             self._epoch += 1
         if batch.rollback_to is not None:
-            for key in [key for key, ledger in self._seen.items() if ledger > batch.rollback_to]:
+            # By the keys alone: reading a value would count as its use.
+            for key in [key for key in self._seen if key[1] > batch.rollback_to]:
                 del self._seen[key]
         seen, epoch = self._seen, self._epoch
         fresh: list[ContractEvent] = []
         duplicates: list[str] = []
         for event in batch.events:
-            key = (epoch, event.id)
+            key = (epoch, event.ledger, event.id)
             if key in seen:
                 duplicates.append(event.id)
             else:
                 fresh.append(event)
-            seen[key] = event.ledger
+            seen[key] = None  # as the one used last
         if not duplicates:
             return parcel
         return replace(

@@ -60,9 +60,14 @@ class Progress:
         if self.ledger is None or header.sequence >= self.ledger:
             self.ledger, self.ledger_hash, self.closed_at = header.sequence, header.hash, header.closed_at
 
-    def recorded(self, complete_through: int | None, at: float) -> None:
-        """A commit went through. Without a source that completes ledgers (push), its headers tell how far it went."""
-        self.synced_at = at
+    def recorded(self, complete_through: int | None, at: float, *, events: bool = True) -> None:
+        """A commit went through. Without a source that completes ledgers (push), its headers tell how far it went.
+
+        Only news count as a sync, or a node that stands still would seem alive for as long as it can be asked.
+        """
+        advanced = complete_through is not None and complete_through > (self.complete_through or -1)
+        if advanced or events or self.synced_at is None:
+            self.synced_at = at
         if complete_through is not None:
             self.complete_through = complete_through
         reached = self.ledger if self.complete_through is None else self.complete_through

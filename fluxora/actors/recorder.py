@@ -94,7 +94,7 @@ class Recorder:
                 progress.taken_back(batch.rollback_to)
             for header in batch.headers[-1:]:
                 progress.checked(header)
-            progress.recorded(batch.complete_through, time.time())
+            progress.recorded(batch.complete_through, time.time(), events=bool(batch.events))
         if appended.events:
             self._log.debug("recorder.batch_committed", events=len(appended.events), position=appended.position)
 

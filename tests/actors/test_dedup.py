@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 from chain_events import event, header, ids
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fluxora.actors.dedup import Deduplicator
@@ -31,6 +31,7 @@ def dedup(entries: int) -> Deduplicator:
 
 
 @given(STEPS, st.integers(1, 8))
+@example([("pass", 0, [(1, 0), (2, 0), (1, 0), (2, 1)]), ("roll back", 2, [(1, 1), (1, 0)])], 3)  # a look is no use
 def test_it_remembers_the_last_entries_of_the_history_that_holds(
     steps: list[tuple[str, int, list[tuple[int, int]]]], entries: int
 ) -> None:

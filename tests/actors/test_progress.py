@@ -94,3 +94,15 @@ def test_a_new_incarnation_starts_from_what_is_stored() -> None:
     assert (progress.complete_through, progress.ledger, progress.halted) == (5, None, None)
     progress.recorded(11, 0.0)
     assert not progress.reorg_detected, "a rollback that the crash cut off is not waited for"
+
+
+def test_only_news_count_as_a_sync() -> None:
+    progress = at(20, 20)
+    progress.recorded(None, 1.0, events=False)  # the first look after a start: we are at the tip
+    progress.recorded(None, 2.0, events=False)  # looking again at a node that stands still
+    progress.recorded(20, 3.0, events=False)
+    assert progress.synced_at == 1.0
+    progress.recorded(21, 4.0, events=False)
+    assert progress.synced_at == 4.0
+    progress.recorded(None, 5.0, events=True)
+    assert progress.synced_at == 5.0
