@@ -187,7 +187,14 @@ def _kp_cncl(state: StreamState, event: ContractEvent) -> Folded:
 
 
 def _closed(state: StreamState, event: ContractEvent) -> Folded:
-    return _sure(state, closed_at=event.closed_at)
+    """The entry is deleted. The contract does that to a cancelled stream only once nothing of it is claimable.
+
+    So whatever fees were not told before are in what was withdrawn; there is no entry any more to ask.
+    """
+    withdrawn = state.withdrawn_amount
+    if state.status == _CANCELLED:
+        withdrawn = max(withdrawn, accrued(state, event.closed_at))
+    return _sure(state, closed_at=event.closed_at, withdrawn_amount=withdrawn)
 
 
 def _rate_upd(state: StreamState, event: ContractEvent) -> Folded:

@@ -296,6 +296,11 @@ def test_an_unknown_stream_is_asked_for_unless_it_is_gone():
     assert (found.state, found.wants_entry) == (stream(withdrawn_amount=5, paid_out=5), False)
 
 
+def test_a_cancelled_stream_is_closed_with_everything_withdrawn():
+    cancelled = stream(status=StreamStatus.CANCELLED, cancelled_at=50, withdrawn_amount=3)
+    assert fold(cancelled, event("closed", at=900)).state.withdrawn_amount == accrued(cancelled, 50) > 3
+
+
 def test_a_closed_stream_is_never_asked_for():
     closed = stream(closed_at=50)
     for sent in (event("kp_cncl", recipient_amount=0), event("withdrew"), event("unknown"), rate_update(5, 9)):

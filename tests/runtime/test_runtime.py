@@ -17,6 +17,7 @@ from waiting import eventually
 import fluxora
 from fluxora.localnet import Network, Script, account, open_localnet
 from fluxora.protocol.messages import LogEvent
+from fluxora.runtime import Runtime
 
 OpenBooks = Callable[[str], Awaitable[Books]]
 SEED = 41
@@ -104,7 +105,7 @@ async def test_a_second_start_goes_on_where_the_first_stopped(postgres_url: str,
             await net.close_ledgers(30)
             async with fluxora.open_runtime(config(net, postgres_url)) as rt:
                 await caught_up(books, net)
-                assert rt.health().indexer.last_ledger == net.chain.latest.sequence
+                await eventually(partial(reported, rt, net), "/health knows of the last commit")
                 stopping = time.monotonic()
             assert time.monotonic() - stopping < STOP_S
             after = await books.rows("SELECT position, event_id FROM events ORDER BY position")
@@ -127,6 +128,10 @@ async def test_leaving_in_the_middle_of_ingest_is_quick_and_loses_nothing(
         async with fluxora.open_runtime(config(net, postgres_url)):
             await caught_up(books, net)
         await judge(books, net, corrected=False)
+
+
+async def reported(rt: Runtime, net: Network) -> bool:
+    return rt.health().indexer.last_ledger == net.chain.latest.sequence
 
 
 async def grown(books: Books, least: int) -> bool:
