@@ -36,7 +36,7 @@ async def test_version() -> None:
         ("PORT", "seventy"),
         ("FLUXORA_SOURCE", "rpc"),  # without an endpoint
         ("FLUXORA_CONTRACTS", "CABC"),
-        ("FLUXORA_DATADIR", "/tmp/x"),  # no such variable
+        ("FLUXORA_DATADIR", "elsewhere"),  # no such variable
         ("DATABASE_URL", "mysql://root:secret@db/x"),
     ],
 )
