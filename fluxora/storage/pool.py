@@ -127,9 +127,10 @@ async def connect(url: str, config: StorageConfig) -> Connection:
 class Pool:
     """At most `pool_size` connections, made when needed, so that it can be opened while PostgreSQL is away."""
 
-    def __init__(self, bridge: Bridge, pool: Any) -> None:
+    def __init__(self, bridge: Bridge, pool: Any, cut_short: set[int]) -> None:
         self._bridge = bridge
         self._pool = pool
+        self._cut_short = cut_short  # server processes of connections whose unit of work was
 
     @classmethod
     async def open(cls, bridge: Bridge, url: str, config: StorageConfig) -> Pool:
@@ -138,8 +139,18 @@ class Pool:
         async def init(connection: Connection) -> None:
             keep_alive(connection)
 
-        async def reset(_connection: Connection) -> None:
-            """Nothing: no unit of work leaves session state behind, and RESET ALL would cost a round trip for each."""
+        cut_short: set[int] = set()
+
+        async def reset(connection: Connection) -> None:
+            """Mostly nothing: no unit of work leaves session state behind, and RESET ALL would cost a round trip each.
+
+            After one that was cut short in the middle of a statement, driver and server may differ on whether a
+            transaction is open; a ROLLBACK settles it either way.
+            """
+            pid = connection.get_server_pid()
+            if pid in cut_short:
+                cut_short.discard(pid)
+                await connection.execute("ROLLBACK")
 
         pool = await asyncpg.create_pool(
             url,
@@ -152,7 +163,7 @@ class Pool:
             init=init,
             reset=reset,
         )
-        return cls(bridge, pool)
+        return cls(bridge, pool, cut_short)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
@@ -161,6 +172,9 @@ class Pool:
         keep = self._bridge.on_abandon(connection.terminate)
         try:
             yield connection
+        except (asyncio.CancelledError, asyncpg.InterfaceError):
+            self._cut_short.add(connection.get_server_pid())
+            raise
         finally:
             keep()
             await self._pool.release(connection, timeout=RELEASE_S)
