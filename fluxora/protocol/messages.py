@@ -151,16 +151,49 @@ def octets_text(octets: bytes) -> str:
         return b64encode(octets).decode()
 
 
-def view(record: StreamRecord, as_of: int) -> StreamView:
-    """The stream as a client sees it, its amounts valued at `as_of` (Unix seconds, past or future)."""
-    state, decimals = record.state, record.decimals
-    on_chain = record.origin == "chain"
-    if not on_chain and state.end_time == 0:
+class Worth(msgspec.Struct, frozen=True, gc=False):
+    """What a stream is worth at one second, in base units; `depletion_time` (Unix seconds) is that of its schedule."""
+
+    streamed: int
+    withdrawable: int
+    remaining: int
+    depletion_time: int | None
+
+
+def worth(record: StreamRecord, as_of: int) -> Worth:
+    """The stream valued at `as_of` (Unix seconds, past or future): the one source of what any answer says of it."""
+    state = record.state
+    if record.origin == "api" and state.end_time == 0:
         state = msgspec.structs.replace(state, end_time=_NO_END)  # 0 says that there is no end
-    status, deposit, metadata = state.status, state.deposit_amount, state.metadata
+    status = state.status
     started = as_of >= state.start_time
     streamed = accrued(state, as_of) if started else 0
     ended = status == _COMPLETED or status == _CANCELLED  # noqa: PLR1714  # half the time of a tuple
+    return Worth(
+        streamed,
+        withdrawable(state, as_of, streamed) if started else 0,
+        0 if ended else state.deposit_amount - streamed,
+        depletion_time(state),
+    )
+
+
+def shown_depletion(record: StreamRecord, value: Worth) -> int | None:
+    """The depletion time that answers show: none where a stream without an end has hundreds of millions of years left.
+
+    Beyond them there may be no more than the end that stands for none.
+    """
+    depletion = value.depletion_time
+    if depletion is not None and depletion > _SAFE and record.origin == "api" and record.state.end_time == 0:
+        return None
+    return depletion
+
+
+def view(record: StreamRecord, as_of: int) -> StreamView:
+    """The stream as a client sees it, its amounts valued at `as_of` (Unix seconds, past or future)."""
+    state, decimals = record.state, record.decimals
+    value = worth(record, as_of)
+    on_chain = record.origin == "chain"
+    status, metadata = state.status, state.metadata
     return StreamView(
         id=record.id,
         origin=record.origin,
@@ -168,21 +201,21 @@ def view(record: StreamRecord, as_of: int) -> StreamView:
         chain_stream_id=str(state.stream_id) if on_chain else None,
         sender=state.sender or None,
         recipient=state.recipient or None,
-        deposit_amount=format_amount(deposit, decimals),
+        deposit_amount=format_amount(state.deposit_amount, decimals),
         rate_per_second=format_amount(state.rate_per_second, decimals),
         withdrawn_amount=format_amount(state.withdrawn_amount, decimals),
-        streamed_amount=format_amount(streamed, decimals),
-        withdrawable_amount=format_amount(withdrawable(state, as_of, streamed) if started else 0, decimals),
-        remaining_amount=format_amount(0 if ended else deposit - streamed, decimals),
+        streamed_amount=format_amount(value.streamed, decimals),
+        withdrawable_amount=format_amount(value.withdrawable, decimals),
+        remaining_amount=format_amount(value.remaining, decimals),
         start_time=state.start_time,
         cliff_time=state.cliff_time,
-        end_time=record.state.end_time,
+        end_time=state.end_time,
         kind=KIND_NAMES[state.kind],
         status=STATUS_NAMES[status],
         cancelled_at=state.cancelled_at,
         paused_at=state.paused_at_timestamp if status == _PAUSED else None,
         closed_at=state.closed_at,
-        depletion_time=depletion_time(state),
+        depletion_time=shown_depletion(record, value),
         memo=None if state.memo is None else octets_text(state.memo),
         metadata=None if metadata is None else {octets_text(k): octets_text(v) for k, v in metadata.items()},
         position=str(record.position),
@@ -191,6 +224,11 @@ def view(record: StreamRecord, as_of: int) -> StreamView:
         created_at=timestamp_text(record.created_at),
         updated_at=timestamp_text(record.updated_at),
     )
+
+
+def encode_view(record: StreamRecord, as_of: int) -> bytes:
+    """`view` as JSON, one line."""
+    return _encode(view(record, as_of))
 
 
 def payload_for(record: StreamRecord | None, event: ContractEvent, *, decimals: int = DEFAULT_DECIMALS) -> bytes:
@@ -202,8 +240,12 @@ def payload_for(record: StreamRecord | None, event: ContractEvent, *, decimals: 
     """
     if record is None:
         return b'{"change":' + _encode(change_of(event, decimals)) + b"}"
-    stream = _encode(view(record, event.closed_at))
-    return b"".join((stream[:-1], b',"change":', _encode(change_of(event, record.decimals)), b"}"))
+    return with_change(encode_view(record, event.closed_at), change_of(event, record.decimals))
+
+
+def with_change(stream: bytes, change: dict[str, Any]) -> bytes:
+    """An event's payload: the JSON of the stream after it (`encode_view`) plus `change`. JSON, one line."""
+    return b"".join((stream[:-1], b',"change":', _encode(change), b"}"))
 
 
 def reverted_payload(record: StreamRecord | None, reverts: Sequence[str], as_of: int) -> bytes:

@@ -71,7 +71,7 @@ class Append:
         outcomes = [await self._apply(batch) for batch in batches]
         await self.writer.flush(self.slots.values())
         await self.writer.finish(self.epoch, self.complete_through, self.newest)
-        return Appended(self.writer.position, self.epoch, self.writer.events, outcomes)
+        return Appended(self.writer.position, self.epoch, self.writer.events, outcomes, self.writer.streams)
 
     async def _apply(self, batch: LedgerBatch) -> BatchOutcome:
         outcome = BatchOutcome([], [], 0, None)
@@ -206,7 +206,7 @@ class Append:
         """Record late events behind the batch's others, each with its stream as it is after all of them."""
         await self.writer.flush(self.slots.values())
         result = await refold(self._connection, self.epoch, set(late), late)
-        await self._settle(result)
+        changed, before = await self._settle(result), self.writer.position
         for event in sorted((event for group in late.values() for event in group), key=lambda event: event.id):
             folded = result.folded[event.id]
             slot = self.slots[stream_id(event.contract_id, event.stream_id or 0, self.epoch)]
@@ -218,13 +218,16 @@ class Append:
                 self._want(event, slot, folded)
         for event, key in result.births:
             self._announce_birth(event, key)
+        for key in changed:
+            if self.slots[key].position <= before:  # a delegated stream whose parent's past has changed: it has no row
+                self.slots[key].touch(self.writer.position)  # of its own, and is another version all the same
 
     def _announce_birth(self, event: ContractEvent, key: str) -> None:
         self.slots[key].touch(self.writer.position + 1)
         self._emit(event, self.slots[key], "stream.created", event.id + BIRTH)
 
-    async def _settle(self, result: Refolded) -> None:
-        """Put refolded states in place; positions are given by the log rows that follow."""
+    async def _settle(self, result: Refolded) -> set[str]:
+        """Put refolded states in place; positions are given by the log rows that follow. Which streams differ now."""
         missing: dict[str, tuple[str, int]] = {}
         for key, one in result.streams.items():
             if key not in self.slots:
@@ -234,8 +237,10 @@ class Append:
                 else:
                     self.slots[key] = slot
         await self._read(missing)
+        changed = {key for key, one in result.streams.items() if self.slots[key].state != one.state}
         for key, one in result.streams.items():
             self.slots[key].restore(one)
+        return changed
 
     async def _roll_back(self, ledger: int) -> int:
         """Take back every event above `ledger`; the number of them."""

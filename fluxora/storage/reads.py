@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from fluxora.protocol.chain import LedgerHeader
 from fluxora.protocol.messages import LogEvent, StreamRecord
 from fluxora.protocol.streams import unpack_state
 from fluxora.storage.pool import Connection
-from fluxora.storage.records import EntryWant, EventQuery, IngestState, StreamQuery
+from fluxora.storage.records import EntryWant, EventQuery, IngestState, Listed, Listing, LogHead, StreamQuery
 
 HEADERS_KEPT = 4096
+MAX_POSITION = 2**63 - 1
+_FILTERS = ("sender", "recipient", "contract_id")
 STATUSES = ("active", "paused", "completed", "cancelled")
 
 _STREAM = (
@@ -28,6 +33,12 @@ async def position(connection: Connection) -> int:
     """The position of the newest committed log row; 0 while there is none."""
     found: int = await connection.fetchval("SELECT position FROM log_head")
     return found
+
+
+async def head(connection: Connection) -> LogHead:
+    """Where the log ends, and in which network epoch."""
+    row = await connection.fetchrow("SELECT position, epoch FROM log_head, ingest_cursor")
+    return LogHead(row["position"], row["epoch"])
 
 
 async def ping(connection: Connection) -> None:
@@ -47,6 +58,72 @@ async def streams(connection: Connection, query: StreamQuery) -> list[StreamReco
     return [_record(row) for row in await connection.fetch(text, *values)]
 
 
+async def page(connection: Connection, query: StreamQuery) -> tuple[int, list[StreamRecord]]:
+    """As `streams`, with the position of the log that the page shows: both are of one snapshot."""
+    text, values = stream_page(query)
+    order = "DESC" if query.descending else "ASC"
+    rows = await connection.fetch(
+        f"SELECT h.position AS head, page.* FROM log_head h LEFT JOIN ({text}) AS page ON true "  # noqa: S608 (no value in it)
+        f"ORDER BY page.created_position {order}",
+        *values,
+    )
+    return rows[0]["head"], [] if rows[0]["id"] is None else [_record(row) for row in rows]
+
+
+async def streams_of(connection: Connection, stream_ids: Sequence[str]) -> dict[str, StreamRecord]:
+    """Those of the streams that exist, by id."""
+    return {row["id"]: _record(row) for row in await connection.fetch(f"{_STREAM} WHERE id = ANY($1)", stream_ids)}
+
+
+async def listings(connection: Connection, queries: Sequence[StreamQuery]) -> list[Listing]:
+    """Which streams each page has; the queries are of one shape, and all pages of one snapshot."""
+    head = 0
+    found: list[list[Listed]] = [[] for _ in queries]
+    for row in await connection.fetch(listing(queries[0]), *listing_values(queries)):
+        head = row["head"]
+        if row["id"] is not None:
+            found[row["nth"] - 1].append(Listed(row["id"], row["position"], row["created_position"]))
+    return [Listing(head, page) for page in found]
+
+
+@lru_cache(maxsize=1024)  # by shape: the values are no part of it
+def _listing(shape: StreamQuery) -> str:
+    columns = [name for name in _FILTERS if getattr(shape, name) is not None]
+    conditions = ["NOT parked", *(f"{name} = q.{name}" for name in columns)]
+    conditions.append(f"created_position {'<' if shape.descending else '>'} q.after")
+    direction = "DESC" if shape.descending else "ASC"
+    scan = _scans(
+        "SELECT id, position, created_position FROM streams",
+        conditions,
+        shape,
+        f"ORDER BY created_position {direction} LIMIT {shape.limit:d}",  # a literal, for the planner
+    )
+    arrays = "".join(f", ${at}::text[]" for at in range(2, 2 + len(columns)))
+    return (
+        "SELECT q.nth, s.id, s.position, s.created_position, h.position AS head "  # noqa: S608 (no value in it)
+        f"FROM log_head h CROSS JOIN unnest($1::bigint[]{arrays}) WITH ORDINALITY "
+        f"AS q({', '.join(('after', *columns, 'nth'))}) LEFT JOIN LATERAL ({scan}) AS s ON true "
+        f"ORDER BY q.nth, s.created_position {direction}"
+    )
+
+
+def listing(query: StreamQuery) -> str:
+    """The SQL of any number of pages of the query's shape: each is a scan of its own, as in `stream_page`."""
+    shown = {name: None if getattr(query, name) is None else "" for name in _FILTERS}
+    return _listing(msgspec.structs.replace(query, after=None, **shown))
+
+
+def listing_values(queries: Sequence[StreamQuery]) -> list[Any]:
+    """The values of `listing`: one array for the places to go on behind, and one for each filter."""
+    first = queries[0]
+    nowhere = MAX_POSITION if first.descending else 0
+    columns = [name for name in _FILTERS if getattr(first, name) is not None]
+    return [
+        [nowhere if query.after is None else query.after for query in queries],
+        *([getattr(query, name) for query in queries] for name in columns),
+    ]
+
+
 def stream_page(query: StreamQuery) -> tuple[str, list[Any]]:
     """The page's SQL and values.
 
@@ -55,7 +132,7 @@ def stream_page(query: StreamQuery) -> tuple[str, list[Any]]:
     """
     values: list[Any] = []
     conditions = ["NOT parked"]
-    for column in ("sender", "recipient", "contract_id"):
+    for column in _FILTERS:
         value = getattr(query, column)
         if value is not None:
             values.append(value)
@@ -65,16 +142,21 @@ def stream_page(query: StreamQuery) -> tuple[str, list[Any]]:
         conditions.append(f"created_position {'<' if query.descending else '>'} ${len(values)}")
     values.append(query.limit)
     order = f"ORDER BY created_position {'DESC' if query.descending else 'ASC'} LIMIT ${len(values)}"
-    addressed = query.sender or query.recipient or query.contract_id
+    return _scans(_STREAM, conditions, query, order), values
+
+
+def _scans(select: str, conditions: list[str], query: StreamQuery, order: str) -> str:
+    """One ordered scan, or a merge of one for each status."""
+    addressed = any(getattr(query, name) is not None for name in _FILTERS)
     wanted = (query.status,) if query.status is not None else STATUSES if addressed else (None,)
     scans = []
     for status in wanted:
         # A literal, so that the planner knows how many have it; it comes from a closed set.
         also = [] if status is None else [f"status = '{STATUSES[STATUSES.index(status)]}'"]
-        scans.append(f"{_STREAM} WHERE {' AND '.join(conditions + also)} {order}")
+        scans.append(f"{select} WHERE {' AND '.join(conditions + also)} {order}")
     if len(scans) == 1:
-        return scans[0], values
-    return f"SELECT * FROM (({') UNION ALL ('.join(scans)})) AS merged {order}", values  # noqa: S608 (no value in it)
+        return scans[0]
+    return f"SELECT * FROM (({') UNION ALL ('.join(scans)})) AS merged {order}"  # noqa: S608 (no value in it)
 
 
 async def events(connection: Connection, query: EventQuery) -> list[LogEvent]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+from typing import Literal, TypeAlias
 
 import msgspec
 
+from fluxora.errors import RequestError
 from fluxora.protocol.chain import LedgerHeader
-from fluxora.protocol.messages import LogEvent
+from fluxora.protocol.lifecycle import NewStream
+from fluxora.protocol.messages import LogEvent, StreamRecord
+from fluxora.protocol.streams import StreamStatus
 
 StatusName = Literal["active", "paused", "completed", "cancelled"]
 
@@ -24,6 +28,13 @@ class IngestState(msgspec.Struct, frozen=True):
     position: int
 
 
+class LogHead(msgspec.Struct, frozen=True):
+    """The newest position (0 while there is none), and the network epoch."""
+
+    position: int
+    epoch: int
+
+
 class BatchOutcome(msgspec.Struct):
     """What became of one batch: its events' own ids, and how many recorded events its rollback took back."""
 
@@ -34,12 +45,68 @@ class BatchOutcome(msgspec.Struct):
 
 
 class Appended(msgspec.Struct, frozen=True):
-    """A committed append: the head's position after it, its log rows in order, and one outcome for each batch."""
+    """A committed append: the head's position after it, its log rows in order, and one outcome for each batch.
+
+    `streams` are the rows of streams that it wrote, as they are now; None where one was taken away.
+    """
 
     position: int
     epoch: int
     events: list[LogEvent]
     outcomes: list[BatchOutcome]
+    streams: dict[str, StreamRecord | None]
+
+
+class IdempotencyKey(msgspec.Struct, frozen=True):
+    """A client's key for one write; `scope` is the caller and the route, `fingerprint` the raw body's sha256."""
+
+    scope: str
+    key: str
+    fingerprint: bytes
+
+    @classmethod
+    def of(cls, scope: str, key: str, body: bytes) -> IdempotencyKey:
+        """The key of a request with this raw body."""
+        return cls(scope, key, hashlib.sha256(body).digest())
+
+
+class Create(msgspec.Struct, frozen=True):
+    """Register a stream under ids that nobody has used."""
+
+    stream_id: str
+    event_id: str
+    new: NewStream
+    key: IdempotencyKey | None
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Take a registered stream to another status; `event_id` is that of the log's row, used by nobody."""
+
+    stream_id: str
+    event_id: str
+    to: StreamStatus
+
+
+Command: TypeAlias = Create | Change
+
+
+class Registered(msgspec.Struct, frozen=True):
+    """A stream that is registered: `body` is the JSON of the first answer, of which `replayed` says that it is not."""
+
+    stream_id: str
+    body: bytes
+    replayed: bool
+
+
+Outcome: TypeAlias = Registered | StreamRecord | RequestError
+"""What became of a command: a registration, the stream after its change, or why there was neither."""
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """A committed group of commands: what it appended, and one outcome for each command."""
+
+    appended: Appended
+    outcomes: list[Outcome]
 
 
 class EntryWant(msgspec.Struct, frozen=True):
@@ -61,6 +128,33 @@ class StreamQuery(msgspec.Struct, frozen=True, kw_only=True):
     after: int | None = None
     descending: bool = False
     limit: int = 20
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What the page's SQL depends on; pages of one shape can be read together."""
+        return (
+            self.status,
+            self.sender is None,
+            self.recipient is None,
+            self.contract_id is None,
+            self.descending,
+            self.limit,
+        )
+
+
+class Listed(msgspec.Struct, frozen=True, gc=False):
+    """A stream's place in a list, and its version."""
+
+    id: str
+    position: int
+    created_position: int
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """The streams of one page, in order, and the position of the log that it shows."""
+
+    position: int
+    streams: list[Listed]
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""The append's SQL. Reads for clients stand beside their functions in reads.py."""
+"""The SQL of appends and of API writes. Reads for clients stand beside their functions in reads.py."""
 
 from __future__ import annotations
 
@@ -26,11 +26,16 @@ FROM streams WHERE id = ANY($1)
 _NUMERIC = {"deposit_amount", "rate_per_second", "withdrawn_amount", "start_time", "cliff_time", "end_time"}
 _TYPES = {"position": "bigint", "ledger": "bigint", "created_ms": "bigint", "updated_ms": "bigint", "state": "bytea"}
 
+
+def _arrays(first: int) -> str:
+    """The parameters, from `first` on, that hold the values of CHANGING_COLUMNS."""
+    return ", ".join(f"${at}::{_TYPES.get(name, 'text')}[]" for at, name in enumerate(CHANGING_COLUMNS, first))
+
+
 UPDATE_STREAMS = (
     "UPDATE streams s SET "  # noqa: S608 (names of our own columns)
     + ", ".join(f"{name} = v.{name}{'::numeric' if name in _NUMERIC else ''}" for name in CHANGING_COLUMNS)
-    + " FROM unnest($1::text[], "
-    + ", ".join(f"${at}::{_TYPES.get(name, 'text')}[]" for at, name in enumerate(CHANGING_COLUMNS, 2))
+    + f" FROM unnest($1::text[], {_arrays(2)}"
     + f") AS v(id, {', '.join(CHANGING_COLUMNS)}) WHERE s.id = v.id"
 )
 
@@ -84,4 +89,60 @@ FORGET_WANTS = "DELETE FROM entry_wants"
 EVENTS_OF = """
 SELECT event_id, ledger, timestamp_ms, contract_id, tx_hash, stream_id, raw FROM events
 WHERE stream_id = ANY($1) AND reverted_by IS NULL AND raw IS NOT NULL
+"""
+
+# API writes. The head's row is the queue in which they and appends wait for each other; what they read must be read by
+# a later statement, for one that waited sees the tables as of its start.
+LOCK_FOR_COMMANDS = "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT FROM log_head FOR UPDATE"
+
+READ_FOR_COMMANDS = """
+SELECT h.position AS head, c.epoch AS now_epoch, found.*
+FROM log_head h CROSS JOIN ingest_cursor c LEFT JOIN (
+    SELECT id, origin, epoch, decimals, state, position, created_position, created_ms, updated_ms,
+           NULL::text AS scope, NULL::text AS key, NULL::bytea AS fingerprint, NULL::bytea AS body
+    FROM streams WHERE id = ANY($1)
+    UNION ALL
+    SELECT k.stream_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, k.scope, k.key, k.fingerprint, k.body
+    FROM unnest($2::text[], $3::text[]) AS asked(scope, key)
+    JOIN idempotency_keys k ON k.scope = asked.scope AND k.key = asked.key AND k.expires_ms > $4
+) AS found ON true
+"""
+
+# The values of CHANGING_COLUMNS come from $10 on, one array for each column.
+_AFTER = 10 + len(CHANGING_COLUMNS)
+RECORD_COMMANDS = f"""
+WITH head AS (
+    UPDATE log_head SET position = $1
+), event AS (
+    INSERT INTO events (position, epoch, timestamp_ms, event_id, stream_id, event, action, payload)
+    SELECT at, $2, $3, event_id, stream_id, event, action, payload::json
+    FROM unnest($4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[])
+        AS v(at, event_id, stream_id, event, action, payload)
+), stream AS (
+    INSERT INTO streams (id, origin, epoch, decimals, created_position, {", ".join(CHANGING_COLUMNS)})
+    SELECT id, 'api', epoch, decimals, created_position,
+        {", ".join(f"{name}{'::numeric' if name in _NUMERIC else ''}" for name in CHANGING_COLUMNS)}
+    FROM unnest({_arrays(10)}, ${_AFTER}::text[], ${_AFTER + 1}::integer[], ${_AFTER + 2}::smallint[],
+        ${_AFTER + 3}::bigint[]) AS v({", ".join(CHANGING_COLUMNS)}, id, epoch, decimals, created_position)
+    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = EXCLUDED.{name}" for name in CHANGING_COLUMNS)}
+), key AS (
+    INSERT INTO idempotency_keys (scope, key, fingerprint, stream_id, body, created_ms, expires_ms)
+    SELECT scope, key, fingerprint, stream_id, body, $3, ${_AFTER + 9}
+    FROM unnest(${_AFTER + 4}::text[], ${_AFTER + 5}::text[], ${_AFTER + 6}::bytea[], ${_AFTER + 7}::text[],
+        ${_AFTER + 8}::bytea[]) AS v(scope, key, fingerprint, stream_id, body)
+    ON CONFLICT (scope, key) DO UPDATE
+    SET fingerprint = EXCLUDED.fingerprint, stream_id = EXCLUDED.stream_id, body = EXCLUDED.body,
+        created_ms = EXCLUDED.created_ms, expires_ms = EXCLUDED.expires_ms
+)
+SELECT pg_notify('fluxora_log', ${_AFTER + 10})
+"""  # noqa: S608 (names of our own columns)
+
+PURGE_KEYS = """
+WITH expired AS (
+    SELECT scope, key FROM idempotency_keys WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2
+    FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM idempotency_keys k USING expired e WHERE k.scope = e.scope AND k.key = e.key RETURNING 1
+)
+SELECT count(*) FROM gone
 """

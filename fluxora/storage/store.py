@@ -21,19 +21,30 @@ from fluxora.protocol.chain import LedgerBatch
 from fluxora.protocol.messages import LogEvent, StreamRecord
 from fluxora.storage import lease as leases
 from fluxora.storage import migrate as migrations
-from fluxora.storage import reads
+from fluxora.storage import portfolio as portfolios
+from fluxora.storage import reads, register
 from fluxora.storage.append import Append
 from fluxora.storage.bridge import Bridge, open_bridge
 from fluxora.storage.doorbell import listen
 from fluxora.storage.embedded import open_embedded
 from fluxora.storage.lease import Lease
 from fluxora.storage.pool import Connection, Pool
+from fluxora.storage.portfolio import Portfolio
 from fluxora.storage.records import (
     Appended,
     BatchOutcome,
+    Change,
+    Command,
+    Committed,
+    Create,
     EntryWant,
     EventQuery,
+    IdempotencyKey,
     IngestState,
+    Listing,
+    LogHead,
+    Outcome,
+    Registered,
     StreamQuery,
 )
 from fluxora.storage.slots import SlotCache
@@ -41,10 +52,20 @@ from fluxora.storage.slots import SlotCache
 __all__ = [
     "Appended",
     "BatchOutcome",
+    "Change",
+    "Command",
+    "Committed",
+    "Create",
     "EntryWant",
     "EventQuery",
+    "IdempotencyKey",
     "IngestState",
     "Lease",
+    "Listing",
+    "LogHead",
+    "Outcome",
+    "Portfolio",
+    "Registered",
     "Store",
     "StreamQuery",
     "open_store",
@@ -70,6 +91,7 @@ class Store:
         self._decimals = decimals
         self._cache = SlotCache(CACHED_STREAMS)
         self._appending: asyncio.Lock | None = None  # made on the bridge's thread; appends share the cache
+        self._adding_up: asyncio.Semaphore | None = None  # made there too
 
     @property
     def url(self) -> str:
@@ -108,6 +130,18 @@ class Store:
     async def _append_on(self, connection: Connection, batches: Sequence[LedgerBatch], lease: int) -> Appended:
         return await Append(connection, self._cache, self._decimals, lease).run(batches)
 
+    async def register(self, commands: Sequence[Command]) -> Committed:
+        """Carry out API writes in order, in one transaction; what one of them cannot do is its outcome, not an error.
+
+        Raises:
+            StorageUnavailable: nobody knows whether the transaction was committed. All of it was, or nothing.
+        """
+        return await self._write(register.register, commands)
+
+    async def purge_idempotency_keys(self, limit: int) -> int:
+        """Delete up to `limit` idempotency keys that have expired; the number of them."""
+        return await self._write(register.purge_keys, limit)
+
     async def entry_wants(self, limit: int) -> list[EntryWant]:
         """Streams whose ledger entry is due to be read."""
         return await self._read(reads.entry_wants, int(time.time()), limit)
@@ -128,6 +162,18 @@ class Store:
         """A page of streams in creation order."""
         return await self._read(reads.streams, query)
 
+    async def streams_of(self, stream_ids: Sequence[str]) -> dict[str, StreamRecord]:
+        """Those of the streams that exist, by id, of whatever epoch."""
+        return await self._read(reads.streams_of, stream_ids)
+
+    async def listings(self, queries: Sequence[StreamQuery]) -> list[Listing]:
+        """Which streams each page has, in creation order; the queries must be of one shape."""
+        return await self._read(reads.listings, queries)
+
+    async def page(self, query: StreamQuery) -> tuple[int, list[StreamRecord]]:
+        """A page of streams in creation order, and the position of the log that it shows."""
+        return await self._read(reads.page, query)
+
     async def events(self, query: EventQuery) -> list[LogEvent]:
         """A page of the log in position order."""
         return await self._read(reads.events, query)
@@ -135,6 +181,23 @@ class Store:
     async def position(self) -> int:
         """The newest position; every event up to it can be read."""
         return await self._read(reads.position)
+
+    async def portfolio(self, address: str, as_of: int) -> Portfolio | None:
+        """What `address` has in streams at `as_of` (Unix seconds); None where they are too many to add up in time.
+
+        Answers or fails within `portfolio.DEADLINE_S`.
+        """
+        return await self._bridge.run(self._portfolio, address, as_of, deadline_s=portfolios.DEADLINE_S)
+
+    async def _portfolio(self, address: str, as_of: int) -> Portfolio | None:
+        if self._adding_up is None:
+            self._adding_up = asyncio.Semaphore(portfolios.MAX_AT_A_TIME)
+        async with self._adding_up:
+            return await self._pool.work(portfolios.portfolio, address, as_of)
+
+    async def head(self) -> LogHead:
+        """Where the log ends, and in which network epoch."""
+        return await self._read(reads.head)
 
     async def ping(self) -> float:
         """Seconds that the least question takes."""

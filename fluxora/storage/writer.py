@@ -32,6 +32,7 @@ class Writer:
         self._run_ledger: int | None = None
         self.position = 0
         self.events: list[LogEvent] = []
+        self.streams: dict[str, StreamRecord | None] = {}  # rows that were written, as they are now
         self.headers: dict[tuple[int, int], LedgerHeader] = {}  # by epoch and sequence
         self.wants: dict[str, tuple[str, int, int]] = {}  # stream: contract, its id there, ledger
 
@@ -99,6 +100,8 @@ class Writer:
                 continue
             slot.dirty = False
             record = slot.record()
+            if record is not None or slot.exists:
+                self.streams[slot.id] = record
             if record is not None:
                 (old if slot.exists else new).append((record, slot.last_event_id))
             elif slot.exists:

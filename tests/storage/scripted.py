@@ -107,7 +107,7 @@ async def wipe(url: str) -> None:
     await execute(
         url,
         [
-            "TRUNCATE events, streams, ledgers, log_runs, entry_wants",
+            "TRUNCATE events, streams, ledgers, log_runs, entry_wants, idempotency_keys",
             "UPDATE log_head SET position = 0, run_position = NULL, run_ledger = NULL",
             "UPDATE ingest_cursor SET epoch = 1, complete_through = NULL, newest_event_id = ''",
         ],

@@ -239,6 +239,12 @@ async def check_plans(store: Store) -> None:
             assert "Index Scan" in kinds
             # A sort is right only where the filters leave next to nothing.
             assert all(node["Plan Rows"] < 1000 for node in nodes if node["Node Type"] == "Sort"), (one, nodes)
+            together = [one] * 16
+            nodes = await explain(connection, reads.listing(one), reads.listing_values(together))
+            scans = {node["Node Type"] for node in nodes if node.get("Relation Name") == "streams"}
+            assert scans <= {"Index Scan", "Index Only Scan"}, (one, scans)
+            sorts = [node for node in nodes if node["Node Type"] == "Sort" and node["Plan Rows"] >= 5000]
+            assert not sorts, (one, sorts)
         for query_ in EVENT_QUERIES:
             nodes = await explain(connection, *reads.event_page(query_, query_.after, None))
             kinds = {node["Node Type"] for node in nodes}
