@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator
 from itertools import islice
+from math import inf
 
 import trio
 
 from fluxora import logs
+from fluxora.actors.stream_cache import StreamCache
 from fluxora.errors import StorageUnavailable
 from fluxora.protocol.messages import LogEvent
 from fluxora.storage.store import Appended, EventQuery, Store
 
+POLL_INTERVAL_S = 1.0
+TRUST_S = 5.0
 _PAGE = 1_000
 _RETRY_S = 0.5
 
@@ -27,8 +31,18 @@ class Feed:
 
     name = "feed"
 
-    def __init__(self, store: Store, *, keep: int = 10_000, poll_interval_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        cache: StreamCache | None = None,
+        keep: int = 10_000,
+        poll_interval_s: float = POLL_INTERVAL_S,
+    ) -> None:
         self._store = store
+        self._cache = cache
+        self._epoch: int | None = None
+        self._in_touch = -inf  # when the log was last asked for its head and answered; trio's clock
         self._recent: deque[LogEvent] = deque(maxlen=keep)  # contiguous, its last event is at `head`
         self._head: int | None = None
         self._grown = trio.Event()
@@ -42,12 +56,18 @@ class Feed:
         """The newest position that is known here."""
         return self._head or 0
 
+    def in_touch(self) -> bool:
+        """True while this process knows of everything that was committed up to `TRUST_S` ago."""
+        return trio.current_time() - self._in_touch < TRUST_S
+
     def drain(self) -> None:
         """End the actor; followers keep what they have."""
         self._stop.cancel(reason="the feed is stopping")
 
     def publish(self, appended: Appended) -> None:
         """Take over what the recorder has just committed, where it is next; a gap before it is read from the log."""
+        if self._cache is not None:
+            self._cache.take_over(appended.streams)
         events = appended.events
         if not events:
             return
@@ -69,6 +89,7 @@ class Feed:
                 try:
                     await self._catch_up()
                 except StorageUnavailable as error:
+                    self._in_touch = -inf
                     self._log.info("feed.database_unavailable", error=str(error))
                     await trio.sleep(_RETRY_S)
                     continue
@@ -96,18 +117,26 @@ class Feed:
                 await grown.wait()  # until something is appended; cancellation ends it
 
     async def _catch_up(self) -> None:
+        asked = trio.current_time()
+        head = await self._store.head()
         if self._head is None:
-            self._head = await self._store.position()
+            self._head = head.position
             self._wake()
-        while True:
+        while self._head < head.position:
             events = await self._store.events(EventQuery(after=self._head, limit=_PAGE))
-            fresh = [
-                event for event in events if event.position > self._head
-            ]  # the recorder may have published meanwhile
+            if not events:
+                break  # a database that was set back; the next look decides
+            # The recorder may have published meanwhile.
+            fresh = [event for event in events if event.position > self._head]
             if fresh:
+                if self._cache is not None:
+                    self._cache.forget(event.stream_id for event in fresh)
                 self._extend(fresh)
-            if len(events) < _PAGE:
-                return
+        if head.epoch != self._epoch:
+            if self._cache is not None:
+                self._cache.forget_everything()
+            self._epoch = head.epoch
+        self._in_touch = asked
 
     def _extend(self, events: list[LogEvent]) -> None:
         self._recent.extend(events)

@@ -140,7 +140,7 @@ async def test_what_is_recorded_here_is_told_without_asking_the_database(store: 
         got: list[int] = []
         await collect(feed, 0, lambda: 2, got)  # the feed knows its head from here on
         feed._store = None  # type: ignore[assignment]
-        second = Appended(5, 1, (await append(store, lease, 3)).events, [])
+        second = Appended(5, 1, (await append(store, lease, 3)).events, [], {})
         feed.publish(second)
         await collect(feed, 2, lambda: 5, got)
         assert got == [1, 2, 3, 4, 5]
