@@ -16,9 +16,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fluxora import errors as errors
+    from fluxora.config import AccessConfig as AccessConfig
     from fluxora.config import Config as Config
     from fluxora.config import Contract as Contract
     from fluxora.config import HttpConfig as HttpConfig
+    from fluxora.config import LimitConfig as LimitConfig
     from fluxora.config import PipelineConfig as PipelineConfig
     from fluxora.config import SourceConfig as SourceConfig
     from fluxora.config import StorageConfig as StorageConfig
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
     from fluxora.runtime import open_runtime as open_runtime
 
 _HOMES = {
+    "AccessConfig": "fluxora.config",
     "Config": "fluxora.config",
     "Contract": "fluxora.config",
     "HttpConfig": "fluxora.config",
+    "LimitConfig": "fluxora.config",
     "PipelineConfig": "fluxora.config",
     "SourceConfig": "fluxora.config",
     "StorageConfig": "fluxora.config",

@@ -7,18 +7,23 @@ second signal.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import trio
 
 from fluxora import __version__, logs
-from fluxora.config import LOCALNET_PASSPHRASE, VARIABLES, Config
+from fluxora.config import LOCALNET_PASSPHRASE, Config
 from fluxora.errors import ConfigError, FluxoraError
+from fluxora.protocol import api_keys
+from fluxora.variables import VARIABLES
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -203,6 +208,56 @@ def _localnet(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# keys
+
+
+def _keys_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    what = "make a key: print it, this once, and the entry that lets it in"
+    new = actions.add_parser("new", help=what, description=what)
+    new.add_argument("--name", type=_key_name, help="what to call it: a-z, 0-9 and - (default: a random name)")
+    new.add_argument(
+        "--scope",
+        action="extend",
+        nargs="+",
+        choices=api_keys.SCOPES,
+        metavar="SCOPE",
+        help=f"what it may do, of {', '.join(api_keys.SCOPES)} (default: streams:read streams:write)",
+    )
+    new.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _key_name(text: str) -> str:
+    if not api_keys.is_name(text):
+        raise argparse.ArgumentTypeError("a name is 1 to 32 of a-z, 0-9 and -")
+    return text
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    name = arguments.name or f"key-{secrets.token_hex(4)}"
+    scopes = arguments.scope or ("streams:read", "streams:write")
+    text, key = api_keys.make(name, scopes, entropy=secrets.token_bytes(api_keys.ENTROPY_BYTES))
+    if arguments.json:
+        held = [scope for scope in api_keys.SCOPES if scope in key.scopes]
+        print(json.dumps({"name": name, "scopes": held, "key": text, "entry": key.entry}))
+        return 0
+    print(
+        f"The key, for its holder. It is kept nowhere and cannot be shown again:\n\n  {text}\n\n"
+        f"Its entry, for the server. Several are separated by commas:\n\n  FLUXORA_API_KEYS={key.entry}\n"
+    )
+    return 0
+
+
+# openapi
+
+
+def _openapi(_arguments: argparse.Namespace) -> int:
+    from fluxora.http.routes import document  # noqa: PLC0415 (as in _run)
+
+    print(msgspec.json.format(document(__version__), indent=2).decode())
+    return 0
+
+
 COMMANDS = (
     Command("serve", "follow the ledger and serve the API", _serve, epilog=_variables()),
     Command(
@@ -216,6 +271,8 @@ COMMANDS = (
     Command(
         "replay", "record contract events from a file; what is known already is left alone", _replay, _replay_arguments
     ),
+    Command("keys", "make API keys", _keys, _keys_arguments),
+    Command("openapi", "print the OpenAPI document that the server serves", _openapi),
 )
 
 if __name__ == "__main__":

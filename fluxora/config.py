@@ -1,25 +1,28 @@
 """Configuration: frozen dataclasses, built once. `Config.from_env(mapping)` alone knows the names of variables.
 
-Every variable stands in `VARIABLES` with its parser and its meaning; the documentation and `.env.example` are checked
-against that table. An unknown FLUXORA_* variable is an error, for a typo must not silently mean the default. An empty
-value counts as unset. Secrets and URLs with passwords are hidden from repr.
+Every variable stands in `variables.VARIABLES` with its parser and its meaning; the documentation and `.env.example`
+are checked against that table. An unknown FLUXORA_* variable is an error, for a typo must not silently mean the
+default. An empty value counts as unset. Secrets and URLs with passwords are hidden from repr.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from fluxora.errors import ConfigError
-from fluxora.logs import LEVELS
-from fluxora.protocol.addresses import is_account_or_contract
+from fluxora.protocol.api_keys import ApiKey
+from fluxora.variables import VARIABLES
 
 TESTNET_PASSPHRASE = "Test SDF Network ; September 2015"  # noqa: S105 (a public name, not a secret)
 LOCALNET_PASSPHRASE = "Fluxora Localnet ; 2026"  # noqa: S105 (the same)
 MAX_CONTRACTS = 1_000  # each 25 of them cost a walk of their own over the same ledgers
+MIN_JWT_SECRET_BYTES = 32  # as many as the hash has; a shorter one is the weakest part of every token
 SourceKind = Literal["none", "rpc", "push", "local"]
 
 
@@ -48,15 +51,69 @@ class StorageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HttpConfig:
-    """The one port. `port` 0 takes any free one. Internal routes exist only while `indexer_worker_token` is set."""
+class AccessConfig:
+    """Credentials that are taken: API keys, and bearer tokens where `jwt_secret` is set.
 
+    `required` closes writes and WebSockets to callers without one.
+    """
+
+    api_keys: tuple[ApiKey, ...] = field(default=(), repr=False)
+    jwt_secret: str | None = field(default=None, repr=False)
+    required: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with the words of the variables that set it."""
+        names = sorted(key.name for key in self.api_keys)
+        for name, following in pairwise(names):
+            if name == following:
+                raise ConfigError(f"FLUXORA_API_KEYS: two keys have the name {name}; each needs its own")
+        secret = self.jwt_secret
+        if secret is not None and len(secret.encode("utf-8", "surrogateescape")) < MIN_JWT_SECRET_BYTES:
+            raise ConfigError(f"JWT_SECRET: at least {MIN_JWT_SECRET_BYTES} bytes are needed")
+        if self.required and not self.api_keys and secret is None:
+            raise ConfigError(
+                "FLUXORA_AUTH: required lets nobody write without a credential to check; set FLUXORA_API_KEYS "
+                "(`fluxora keys new` makes a key) or JWT_SECRET"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitConfig:
+    """Requests per minute: of one address without a credential, of one key or token, of one with the scope admin."""
+
+    enabled: bool = True
+    anonymous_read: int = 100
+    anonymous_write: int = 20
+    key: int = 500
+    admin: int = 2_000
+
+    def __post_init__(self) -> None:
+        """Refuse a limit that lets nothing through."""
+        if min(self.anonymous_read, self.anonymous_write, self.key, self.admin) < 1:
+            raise ConfigError("FLUXORA_RATE_LIMIT_*: at least 1 a minute is needed; FLUXORA_RATE_LIMIT=0 turns all off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpConfig:
+    """The one port. `port` 0 takes any free one. Internal routes exist only while `indexer_worker_token` is set.
+
+    `trusted_proxies` are believed in X-Forwarded-For. `cors_origins` are exact, as browsers send them. With `direct`
+    the listener serves complete small requests itself.
+    """
+
+    access: AccessConfig = AccessConfig()
+    limits: LimitConfig = LimitConfig()
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    direct: bool = True
     host: str = "127.0.0.1"
     port: int = 3000
     indexer_worker_token: str | None = field(default=None, repr=False)
     max_body_bytes: int = 262_144
     request_timeout_s: float = 30.0
     read_head_timeout_s: float = 10.0
+    keep_alive_s: float = 30.0
+    write_timeout_s: float = 30.0
     max_connections: int = 10_000
     drain_s: float = 10.0
 
@@ -136,25 +193,18 @@ class Config:
         }
         if given.get("FLUXORA_SOURCE") == "push" and "INDEXER_WORKER_TOKEN" not in given:
             raise ConfigError("INDEXER_WORKER_TOKEN: required where FLUXORA_SOURCE is push")
+        of = _by_section(given)
+        contracts = of[""].pop("contracts", {})
         return cls(
-            contracts=given.get("FLUXORA_CONTRACTS", ()),
-            storage=StorageConfig(**_section(given, StorageConfig)),
-            http=HttpConfig(**_section(given, HttpConfig)),
-            source=SourceConfig(**{"kind": _default_source(given), **_section(given, SourceConfig)}),
-            pipeline=PipelineConfig(**_section(given, PipelineConfig)),
-            log_level=given.get("LOG_LEVEL", "info"),
+            contracts=tuple(Contract(id=contract, decimals=decimals) for contract, decimals in contracts.items()),
+            storage=StorageConfig(**of["storage"]),
+            http=HttpConfig(
+                access=AccessConfig(**of["http.access"]), limits=LimitConfig(**of["http.limits"]), **of["http"]
+            ),
+            source=SourceConfig(**{"kind": _default_source(given), **of["source"]}),
+            pipeline=PipelineConfig(**of["pipeline"]),
+            **of[""],
         )
-
-
-@dataclass(frozen=True)
-class Variable:
-    """One environment variable: its name, the dataclass and field it sets, how it is read, and what it means."""
-
-    name: str
-    section: type | None
-    field: str
-    parse: Callable[[str, str], Any]
-    help: str
 
 
 def _default_source(given: Mapping[str, Any]) -> SourceKind:
@@ -163,157 +213,15 @@ def _default_source(given: Mapping[str, Any]) -> SourceKind:
     return "push" if "INDEXER_WORKER_TOKEN" in given else "none"
 
 
-def _section(given: Mapping[str, Any], section: type) -> dict[str, Any]:
-    return {v.field: given[v.name] for v in VARIABLES if v.section is section and v.name in given}
+def _by_section(given: Mapping[str, Any]) -> defaultdict[str, dict[str, Any]]:
+    """Values by field, those by the path of their section: {"http.access": {"required": True}}."""
+    sections: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    for name, value in given.items():
+        path = _BY_NAME[name].field
+        if path is not None:
+            section, _, field_name = path.rpartition(".")
+            sections[section][field_name] = value
+    return sections
 
 
-def _text(_name: str, text: str) -> str:
-    return text
-
-
-def _path(_name: str, text: str) -> Path:
-    return Path(text).expanduser()
-
-
-def _integer(low: int, high: int) -> Callable[[str, str], int]:
-    def parse(name: str, text: str) -> int:
-        if len(text) > 20 or not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-            raise ConfigError(f"{name}: a whole number from {low} to {high} is needed, got {text[:40]!r}")
-        return int(text)
-
-    return parse
-
-
-def _milliseconds(low: int, high: int) -> Callable[[str, str], float]:
-    whole = _integer(low, high)
-
-    def parse(name: str, text: str) -> float:
-        return whole(name, text) / 1000
-
-    return parse
-
-
-def _one_of(*choices: str) -> Callable[[str, str], str]:
-    def parse(name: str, text: str) -> str:
-        if text.lower() not in choices:
-            raise ConfigError(f"{name}: one of {', '.join(choices)} is needed, got {text[:40]!r}")
-        return text.lower()
-
-    return parse
-
-
-def _url(schemes: tuple[str, ...], name: str, text: str) -> str:
-    try:
-        parts = urlsplit(text)
-        usable = parts.scheme in schemes and (parts.hostname or parts.scheme.startswith("postgres"))
-        _ = parts.port  # raises where it is not a port
-    except ValueError:
-        usable = False
-    if not usable:
-        # The value may hold a password, so it is not repeated.
-        raise ConfigError(f"{name}: a URL that starts with {' or '.join(s + '://' for s in schemes)} is needed")
-    return text
-
-
-def _database_url(name: str, text: str) -> str:
-    return _url(("postgresql", "postgres"), name, text)
-
-
-def _http_url(name: str, text: str) -> str:
-    return _url(("https", "http"), name, text)
-
-
-def _http_urls(name: str, text: str) -> tuple[str, ...]:
-    return tuple(_http_url(name, part) for part in text.replace(",", " ").split())
-
-
-def _contracts(name: str, text: str) -> tuple[Contract, ...]:
-    contracts: dict[str, Contract] = {}
-    for part in text.replace(",", " ").split():
-        contract_id, _, decimals = part.partition(":")
-        if not (contract_id.startswith("C") and is_account_or_contract(contract_id)):
-            raise ConfigError(
-                f"{name}: {contract_id[:60]!r} is not a contract id (C..., 56 characters, valid checksum)"
-            )
-        places = _integer(0, 38)(name, decimals) if decimals else 7
-        contracts[contract_id] = Contract(id=contract_id, decimals=places)
-    return tuple(contracts.values())
-
-
-def _token(name: str, text: str) -> str:
-    if len(text) < 16:
-        raise ConfigError(f"{name}: at least 16 characters are needed")
-    return text
-
-
-VARIABLES: tuple[Variable, ...] = (
-    Variable("PORT", HttpConfig, "port", _integer(0, 65_535), "port for HTTP (0: any free one)"),
-    Variable("HOST", HttpConfig, "host", _text, "address to listen on; 0.0.0.0 for every interface"),
-    Variable("LOG_LEVEL", None, "log_level", _one_of(*LEVELS), f"one of {', '.join(LEVELS)}"),
-    Variable("DATABASE_URL", StorageConfig, "database_url", _database_url, "PostgreSQL 14 or newer; unset: embedded"),
-    Variable("FLUXORA_DATA_DIR", StorageConfig, "data_dir", _path, "where embedded PostgreSQL keeps its data"),
-    Variable("FLUXORA_DB_POOL_SIZE", StorageConfig, "pool_size", _integer(2, 100), "connections to PostgreSQL"),
-    Variable(
-        "FLUXORA_SOURCE",
-        SourceConfig,
-        "kind",
-        _one_of("none", "rpc", "push", "local"),
-        "where ledgers come from; unset: rpc where STELLAR_RPC_URL and FLUXORA_CONTRACTS are set, else push where "
-        "INDEXER_WORKER_TOKEN is, else none",
-    ),
-    Variable("STELLAR_RPC_URL", SourceConfig, "rpc_urls", _http_urls, "Stellar RPC endpoints, separated by commas"),
-    Variable("HORIZON_URL", None, "horizon_url", _http_url, "accepted for compatibility and not used"),
-    Variable(
-        "NETWORK_PASSPHRASE", SourceConfig, "network_passphrase", _text, "the network that the endpoints must serve"
-    ),
-    Variable(
-        "FLUXORA_CONTRACTS", None, "contracts", _contracts, "contracts to follow: C...[:decimals], separated by commas"
-    ),
-    Variable(
-        "FLUXORA_START_LEDGER",
-        SourceConfig,
-        "start_ledger",
-        _integer(1, 2**32 - 1),
-        "first ledger to read where nothing is recorded yet; unset: the oldest that the node keeps",
-    ),
-    Variable(
-        "FLUXORA_HEADER_EVERY", SourceConfig, "header_every", _integer(1, 100_000), "ledgers between header checks"
-    ),
-    Variable(
-        "FLUXORA_POLL_INTERVAL_MS",
-        SourceConfig,
-        "poll_interval_s",
-        _milliseconds(10, 600_000),
-        "wait between polls at the tip",
-    ),
-    Variable(
-        "FLUXORA_RPC_TIMEOUT_MS",
-        SourceConfig,
-        "request_timeout_s",
-        _milliseconds(100, 600_000),
-        "longest wait for one RPC answer",
-    ),
-    Variable("FLUXORA_RPC_PAGE_LIMIT", SourceConfig, "page_limit", _integer(1, 10_000), "events asked for in one page"),
-    Variable(
-        "FLUXORA_SAFETY_MARGIN",
-        PipelineConfig,
-        "safety_margin",
-        _integer(0, 10_000),
-        "ledgers below the tip that do not count as safe",
-    ),
-    Variable(
-        "INDEXER_WORKER_TOKEN",
-        HttpConfig,
-        "indexer_worker_token",
-        _token,
-        "secret of the ingest endpoint; unset: the endpoint does not exist",
-    ),
-    Variable(
-        "INDEXER_STALL_THRESHOLD_MS",
-        PipelineConfig,
-        "stall_threshold_s",
-        _milliseconds(100, 86_400_000),
-        "time without a new ledger after which the indexer counts as stalled",
-    ),
-)
 _BY_NAME = {variable.name: variable for variable in VARIABLES}

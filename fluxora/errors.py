@@ -19,7 +19,8 @@
         Resync *                                    memory may differ from the database: start from the stored cursor
         MigrationMismatch                           the schema is not ours
       RequestError(status)                          a client's request cannot be served as asked
-        BadRequest NotFound MethodNotAllowed Unauthorized PayloadTooLarge UnsupportedMediaType
+        BadRequest InvalidJson Unauthorized Forbidden NotFound MethodNotAllowed NotAcceptable RequestTimeout
+        Conflict ChainManaged IdempotencyConflict PayloadTooLarge UnsupportedMediaType TooManyRequests
         Unavailable *
       SupervisionError
         RestartIntensityExceeded                    an actor keeps crashing
@@ -202,6 +203,13 @@ class Unauthorized(RequestError):
     status = 401
 
 
+class Forbidden(RequestError):
+    """403: the credential is good and does not allow this."""
+
+    code = "FORBIDDEN"
+    status = 403
+
+
 class NotFound(RequestError):
     """404."""
 
@@ -216,11 +224,39 @@ class MethodNotAllowed(RequestError):
     status = 405
 
 
+class NotAcceptable(RequestError):
+    """406: the client takes none of the media types that the route has."""
+
+    code = "NOT_ACCEPTABLE"
+    status = 406
+
+
 class RequestTimeout(RequestError):
     """408: the body did not arrive in time."""
 
     code = "REQUEST_TIMEOUT"
     status = 408
+
+
+class Conflict(RequestError):
+    """409: the resource is not in a state that allows this, or the same request is in flight."""
+
+    code = "CONFLICT"
+    status = 409
+
+
+class ChainManaged(RequestError):
+    """409: the stream lives on the chain, which alone can change it."""
+
+    code = "CHAIN_MANAGED"
+    status = 409
+
+
+class IdempotencyConflict(RequestError):
+    """422: the idempotency key was used with another request."""
+
+    code = "IDEMPOTENCY_CONFLICT"
+    status = 422
 
 
 class PayloadTooLarge(RequestError):
@@ -235,6 +271,14 @@ class UnsupportedMediaType(RequestError):
 
     code = "UNSUPPORTED_MEDIA_TYPE"
     status = 415
+
+
+class TooManyRequests(RequestError):
+    """429, with Retry-After: over the caller's rate limit."""
+
+    code = "RATE_LIMIT_EXCEEDED"
+    status = 429
+    retryable = True
 
 
 class Unavailable(RequestError):

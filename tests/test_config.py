@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import fields
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -8,12 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stellar_sdk import StrKey
 
-from fluxora.config import MAX_CONTRACTS, VARIABLES, Config
+from fluxora.config import MAX_CONTRACTS, AccessConfig, Config, HttpConfig, LimitConfig
 from fluxora.errors import ConfigError
+from fluxora.protocol.api_keys import ENTROPY_BYTES, make
+from fluxora.variables import VARIABLES
 
 ROOT = Path(__file__).parent.parent
 CONTRACT = StrKey.encode_contract(bytes(range(32)))
 OTHER = StrKey.encode_contract(bytes(range(1, 33)))
+KEY_TEXT, KEY = make("dash", ["streams:read"], entropy=bytes(range(ENTROPY_BYTES)))
+_, TWIN = make("dash", ["admin"], entropy=bytes(ENTROPY_BYTES))
+_, ADMIN = make("ops", ["admin"], entropy=bytes(ENTROPY_BYTES))
+SECRET = "0123456789abcdef0123456789abcdef"
 
 
 def test_an_empty_environment_is_a_working_default() -> None:
@@ -21,6 +29,9 @@ def test_an_empty_environment_is_a_working_default() -> None:
     assert (config.http.host, config.http.port, config.source.kind) == ("127.0.0.1", 3000, "none")
     assert config.storage.database_url is None
     assert config.http.indexer_worker_token is None
+    assert config.http.access == AccessConfig(api_keys=(), jwt_secret=None, required=False)
+    assert config.http.limits == LimitConfig(enabled=True, anonymous_read=100, anonymous_write=20, key=500, admin=2000)
+    assert (config.http.trusted_proxies, config.http.cors_origins, config.http.direct) == ((), (), True)
 
 
 def test_an_empty_value_counts_as_unset() -> None:
@@ -44,6 +55,74 @@ def test_everything_that_is_set_arrives() -> None:
     assert config.source.rpc_urls == ("https://a.example/rpc", "http://127.0.0.1:8000")
     assert config.decimals == {CONTRACT: 7, OTHER: 2}
     assert config.pipeline.stall_threshold_s == 1.5
+
+
+def test_access_and_limits_arrive() -> None:
+    http = Config.from_env(
+        {
+            "FLUXORA_API_KEYS": f"{KEY.entry},{ADMIN.entry}",
+            "JWT_SECRET": SECRET,
+            "FLUXORA_AUTH": "Required",
+            "FLUXORA_RATE_LIMIT": "0",
+            "FLUXORA_RATE_LIMIT_READ": "1",
+            "FLUXORA_RATE_LIMIT_WRITE": "2",
+            "FLUXORA_RATE_LIMIT_KEY": "3",
+            "FLUXORA_RATE_LIMIT_ADMIN": "1000000",
+            "FLUXORA_TRUSTED_PROXIES": "10.0.0.0/8, fd00::/8 192.0.2.1",
+            "FLUXORA_CORS_ORIGINS": "https://app.example, http://localhost:5173 https://APP.example:443 http://[::1]:80",
+        }
+    ).http
+    assert http == HttpConfig(
+        access=AccessConfig(api_keys=(KEY, ADMIN), jwt_secret=SECRET, required=True),
+        limits=LimitConfig(enabled=False, anonymous_read=1, anonymous_write=2, key=3, admin=1_000_000),
+        trusted_proxies=tuple(ip_network(text) for text in ("10.0.0.0/8", "fd00::/8", "192.0.2.1/32")),
+        cors_origins=("https://app.example", "http://localhost:5173", "http://[::1]"),
+    )
+    assert Config.from_env({"FLUXORA_AUTH": "open", "FLUXORA_RATE_LIMIT": "1"}) == Config.from_env({})
+
+
+def test_every_variable_sets_a_field_that_exists_and_no_two_the_same() -> None:
+    paths = [variable.field for variable in VARIABLES if variable.field is not None]
+    assert len(set(paths)) == len(paths)
+    for path in paths:
+        *sections, last = path.split(".")
+        section = Config()
+        for name in sections:
+            section = getattr(section, name)
+        assert last in {field.name for field in fields(section)}
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"FLUXORA_AUTH": "required"}, "FLUXORA_API_KEYS"),
+        ({"FLUXORA_API_KEYS": f"{KEY.entry} {TWIN.entry}"}, "two keys have the name dash"),
+        ({"FLUXORA_API_KEYS": f"{KEY.entry},{KEY_TEXT}"}, "entry 2 cannot be used: it is the key"),
+        ({"FLUXORA_API_KEYS": KEY.entry[:-1]}, "entry 1 cannot be used: its scopes"),
+        ({"JWT_SECRET": "hunter22" * 3}, "at least 32 bytes"),
+        ({"FLUXORA_CORS_ORIGINS": "https://a.example/"}, "without a path"),
+    ],
+)
+def test_what_is_wrong_with_access_is_told_without_the_secret(environ: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        Config.from_env(environ)
+    assert "\n" not in str(caught.value)
+    shown = str(caught.value)
+    assert not any(secret in shown for secret in ("hunter22", KEY.entry[5:27], KEY_TEXT[9:]))
+
+
+def test_what_embedders_set_is_checked_as_well() -> None:
+    with pytest.raises(ConfigError, match="JWT_SECRET"):
+        AccessConfig(jwt_secret="é" * 15)
+    assert AccessConfig(jwt_secret="é" * 16).jwt_secret == "é" * 16
+    with pytest.raises(ConfigError, match="two keys"):
+        AccessConfig(api_keys=(KEY, ADMIN, TWIN))
+    with pytest.raises(ConfigError, match="FLUXORA_AUTH"):
+        AccessConfig(required=True)
+    assert AccessConfig(required=True, api_keys=(KEY,)).required
+    for name in ("anonymous_read", "anonymous_write", "key", "admin"):
+        with pytest.raises(ConfigError, match="FLUXORA_RATE_LIMIT"):
+            LimitConfig(**{name: 0})
 
 
 def test_the_source_follows_from_what_is_set() -> None:
@@ -76,6 +155,29 @@ def test_the_source_follows_from_what_is_set() -> None:
         ("FLUXORA_HEADER_EVERY", "9" * 5_000),  # more digits than the interpreter takes for a number
         ("INDEXER_WORKER_TOKEN", "short"),
         ("FLUXORA_TYPO", "1"),
+        ("FLUXORA_API_KEYS", "key"),
+        ("FLUXORA_API_KEYS", KEY_TEXT),
+        ("FLUXORA_API_KEYS", KEY.entry + "+root"),
+        ("JWT_SECRET", "s" * 31),
+        ("FLUXORA_AUTH", "yes"),
+        ("FLUXORA_AUTH", "required"),
+        ("FLUXORA_RATE_LIMIT", "2"),
+        ("FLUXORA_RATE_LIMIT_READ", "0"),
+        ("FLUXORA_RATE_LIMIT_WRITE", "-1"),
+        ("FLUXORA_RATE_LIMIT_KEY", "1000001"),
+        ("FLUXORA_RATE_LIMIT_ADMIN", "1.5"),
+        ("FLUXORA_TRUSTED_PROXIES", "10.0.0.1/8"),  # bits beyond the network
+        ("FLUXORA_TRUSTED_PROXIES", "proxy.example"),
+        ("FLUXORA_TRUSTED_PROXIES", "::ffff:10.0.0.0/104"),
+        ("FLUXORA_CORS_ORIGINS", "*"),
+        ("FLUXORA_CORS_ORIGINS", "https://*.example"),
+        ("FLUXORA_CORS_ORIGINS", "null"),
+        ("FLUXORA_CORS_ORIGINS", "app.example"),
+        ("FLUXORA_CORS_ORIGINS", "https://app.example/"),
+        ("FLUXORA_CORS_ORIGINS", "https://app.example:65536"),
+        ("FLUXORA_CORS_ORIGINS", "https://app.example:"),
+        ("FLUXORA_CORS_ORIGINS", "https://user@app.example"),
+        ("FLUXORA_CORS_ORIGINS", "https://bücher.example"),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_its_variable(name: str, value: str) -> None:
@@ -97,9 +199,12 @@ def test_secrets_are_not_in_the_repr() -> None:
             "DATABASE_URL": "postgresql://user:hunter22@h/d",
             "INDEXER_WORKER_TOKEN": "hunter22hunter22",
             "STELLAR_RPC_URL": "https://h/hunter22",
+            "JWT_SECRET": "hunter22" * 4,
+            "FLUXORA_API_KEYS": KEY.entry,
         }
     )
     assert "hunter22" not in repr(config)
+    assert KEY.entry[5:27] not in repr(config)
 
 
 def test_a_refused_url_does_not_repeat_its_password() -> None:

@@ -25,14 +25,14 @@ STOP_S = 30.0
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment of a child: ours without what would configure it, plus `variables`."""
-    known = ("PORT", "HOST", "LOG_LEVEL", "DATABASE_URL", "STELLAR_RPC_URL", "NETWORK_PASSPHRASE")
+    """The environment of a child: ours without what would configure it, no limits of rate, plus `variables`."""
+    known = ("PORT", "HOST", "LOG_LEVEL", "DATABASE_URL", "STELLAR_RPC_URL", "NETWORK_PASSPHRASE", "JWT_SECRET")
     own = {
         name: value
         for name, value in os.environ.items()
         if name not in known and not name.startswith(("FLUXORA_", "INDEXER_"))
     }
-    return {**own, "PYTHONPATH": str(ROOT), **variables}
+    return {**own, "PYTHONPATH": str(ROOT), "FLUXORA_RATE_LIMIT": "0", **variables}
 
 
 def following(

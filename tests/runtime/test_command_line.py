@@ -18,7 +18,9 @@ from truth import Books, caught_up, judge
 from waiting import eventually
 
 import fluxora
+from fluxora.config import Config
 from fluxora.localnet import Script, account, contract_address, open_localnet
+from fluxora.protocol.api_keys import parse_entry, parse_key, verify
 
 OpenBooks = Callable[[str], Awaitable[Books]]
 SEED = 43
@@ -187,3 +189,49 @@ async def test_replay_of_what_cannot_be_read(bare_url: str, tmp_path: Path) -> N
     done = await run("replay", "-", environ=environment(DATABASE_URL=bare_url, **following_rpc), text="")
     assert done.returncode == 2
     assert done.stderr.startswith("fluxora: FLUXORA_SOURCE: ")
+
+
+# keys
+
+
+async def test_a_new_key_is_printed_once_with_the_line_that_lets_it_in() -> None:
+    done = await run("keys", "new", "--name", "dash", environ=environment())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "cannot be shown again" in done.stdout
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    [text] = [line for line in lines if line.startswith("flx_dash_")]
+    [line] = [line for line in lines if line.startswith("FLUXORA_API_KEYS=")]
+    [key] = Config.from_env({"FLUXORA_API_KEYS": line.partition("=")[2]}).http.access.api_keys
+    assert (key.name, key.scopes) == ("dash", {"streams:read", "streams:write"})
+    assert verify(key, text.removeprefix("flx_dash_"))
+    assert text.removeprefix("flx_dash_") not in line
+
+
+async def test_new_keys_as_json_differ() -> None:
+    command = ("keys", "new", "--scope", "admin", "streams:read", "--scope", "admin", "--json")
+    made = [json.loads((await run(*command, environ=environment())).stdout) for _ in range(2)]
+    assert made[0]["name"] != made[1]["name"]
+    for one in made:
+        assert one["scopes"] == ["streams:read", "admin"]
+        name, secret = parse_key(one["key"])
+        key = parse_entry(one["entry"])
+        assert (name, key.scopes) == (one["name"], {"streams:read", "admin"})
+        assert verify(key, secret)
+
+
+@pytest.mark.parametrize("wrong", [["--name", "Dash"], ["--name", ""], ["--scope", "root"], ["--scope"], ["old"]])
+async def test_a_key_that_cannot_be_made_is_code_2(wrong: list[str]) -> None:
+    command = ["keys", *wrong] if wrong == ["old"] else ["keys", "new", *wrong]
+    done = await run(*command, environ=environment())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: fluxora keys")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("FLUXORA_API_KEYS", "flx_a_hunter22hunter22"), ("JWT_SECRET", "hunter22hunter22")]
+)
+async def test_a_bad_secret_stops_the_start_and_is_not_shown(variable: str, value: str) -> None:
+    done = await run("serve", environ=environment(**{variable: value}))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"fluxora: {variable}: ")
+    assert "hunter22" not in done.stderr

@@ -91,7 +91,7 @@ def config(net: Network, url: str, tmp_path: Path) -> fluxora.Config:
     return fluxora.Config(
         contracts=tuple(fluxora.Contract(id=contract.contract_id) for contract in net.contracts),
         storage=fluxora.StorageConfig(database_url=url, data_dir=tmp_path, pool_size=4),
-        http=fluxora.HttpConfig(port=0),
+        http=fluxora.HttpConfig(port=0, limits=fluxora.LimitConfig(enabled=False)),
         source=fluxora.SourceConfig(
             kind="rpc",
             rpc_urls=(net.url,),

@@ -28,7 +28,7 @@ def config(net: Network, url: str) -> fluxora.Config:
     return fluxora.Config(
         contracts=(fluxora.Contract(id=net.contract.contract_id),),
         storage=fluxora.StorageConfig(database_url=url, pool_size=4),
-        http=fluxora.HttpConfig(port=0),
+        http=fluxora.HttpConfig(port=0, limits=fluxora.LimitConfig(enabled=False)),
         source=fluxora.SourceConfig(
             kind="rpc",
             rpc_urls=(net.url,),

@@ -1,0 +1,266 @@
+"""Every environment variable: its name, where its value goes, how it is read, and what it means.
+
+A parser gets the variable's name and its text, without space around it and never empty, and returns the value or raises
+ConfigError with one line that starts with the name. What may be a secret is never repeated there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fluxora.errors import ConfigError, DecodeError
+from fluxora.logs import LEVELS
+from fluxora.protocol.addresses import is_account_or_contract
+from fluxora.protocol.api_keys import ApiKey, parse_entry
+
+_IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
+_ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+)
+_OWN_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable. `field` is the path of what it sets in Config, as "http.port"; None for nothing."""
+
+    name: str
+    field: str | None
+    parse: Callable[[str, str], Any]
+    help: str
+
+
+def _text(_name: str, text: str) -> str:
+    return text
+
+
+def _path(_name: str, text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _integer(low: int, high: int) -> Callable[[str, str], int]:
+    def parse(name: str, text: str) -> int:
+        if len(text) > 20 or not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise ConfigError(f"{name}: a whole number from {low} to {high} is needed, got {text[:40]!r}")
+        return int(text)
+
+    return parse
+
+
+def _milliseconds(low: int, high: int) -> Callable[[str, str], float]:
+    whole = _integer(low, high)
+
+    def parse(name: str, text: str) -> float:
+        return whole(name, text) / 1000
+
+    return parse
+
+
+def _one_of(*choices: str) -> Callable[[str, str], str]:
+    def parse(name: str, text: str) -> str:
+        if text.lower() not in choices:
+            raise ConfigError(f"{name}: one of {', '.join(choices)} is needed, got {text[:40]!r}")
+        return text.lower()
+
+    return parse
+
+
+def _url(schemes: tuple[str, ...], name: str, text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in schemes and (parts.hostname or parts.scheme.startswith("postgres"))
+        _ = parts.port  # raises where it is not a port
+    except ValueError:
+        usable = False
+    if not usable:
+        # The value may hold a password, so it is not repeated.
+        raise ConfigError(f"{name}: a URL that starts with {' or '.join(s + '://' for s in schemes)} is needed")
+    return text
+
+
+def _database_url(name: str, text: str) -> str:
+    return _url(("postgresql", "postgres"), name, text)
+
+
+def _http_url(name: str, text: str) -> str:
+    return _url(("https", "http"), name, text)
+
+
+def _http_urls(name: str, text: str) -> tuple[str, ...]:
+    return tuple(_http_url(name, part) for part in text.replace(",", " ").split())
+
+
+def _contracts(name: str, text: str) -> dict[str, int]:
+    """Decimals of the token by contract id."""
+    contracts: dict[str, int] = {}
+    for part in text.replace(",", " ").split():
+        contract_id, _, decimals = part.partition(":")
+        if not (contract_id.startswith("C") and is_account_or_contract(contract_id)):
+            raise ConfigError(
+                f"{name}: {contract_id[:60]!r} is not a contract id (C..., 56 characters, valid checksum)"
+            )
+        contracts[contract_id] = _integer(0, 38)(name, decimals) if decimals else 7
+    return contracts
+
+
+def _token(name: str, text: str) -> str:
+    if len(text) < 16:
+        raise ConfigError(f"{name}: at least 16 characters are needed")
+    return text
+
+
+def _switch(name: str, text: str) -> bool:
+    return bool(_integer(0, 1)(name, text))
+
+
+def _required(name: str, text: str) -> bool:
+    return _one_of("open", "required")(name, text) == "required"
+
+
+def _api_keys(name: str, text: str) -> tuple[ApiKey, ...]:
+    keys = []
+    for number, part in enumerate(text.replace(",", " ").split(), start=1):
+        try:
+            keys.append(parse_entry(part))
+        except DecodeError as error:
+            # An entry may be a key by mistake, so it is not repeated.
+            raise ConfigError(
+                f"{name}: entry {number} cannot be used: {error}; `fluxora keys new` makes a key and its entry"
+            ) from error
+    return tuple(keys)
+
+
+def _networks(name: str, text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    networks = []
+    for part in text.replace(",", " ").split():
+        try:
+            network = ip_network(part)
+        except ValueError as error:
+            raise ConfigError(
+                f"{name}: {part[:60]!r} is not an address or a network such as 10.0.0.0/8 or fd00::/8"
+            ) from error
+        if isinstance(network, IPv6Network) and network.subnet_of(_IPV4_MAPPED):
+            raise ConfigError(f"{name}: {part[:60]!r} stands for IPv4 addresses; write it as such")
+        networks.append(network)
+    return tuple(networks)
+
+
+def _origins(name: str, text: str) -> tuple[str, ...]:
+    """Origins as browsers send them: lower case, without the scheme's own port."""
+    origins: dict[str, None] = {}
+    for part in text.replace(",", " ").split():
+        match = _ORIGIN.fullmatch(part.lower())
+        if match is None or int(match["port"] or 0) > 65_535:
+            raise ConfigError(
+                f"{name}: {part[:60]!r} is not an origin; scheme://host[:port] is needed, without a path and without *"
+            )
+        scheme, host, port = match["scheme"], match["host"], match["port"]
+        given_port = "" if port is None or int(port) == _OWN_PORTS.get(scheme) else f":{int(port)}"
+        origins[f"{scheme}://{host}{given_port}"] = None
+    return tuple(origins)
+
+
+_rate = _integer(1, 1_000_000)
+
+VARIABLES: tuple[Variable, ...] = (
+    Variable("PORT", "http.port", _integer(0, 65_535), "port for HTTP (0: any free one)"),
+    Variable("HOST", "http.host", _text, "address to listen on; 0.0.0.0 for every interface"),
+    Variable("LOG_LEVEL", "log_level", _one_of(*LEVELS), f"one of {', '.join(LEVELS)}"),
+    Variable("DATABASE_URL", "storage.database_url", _database_url, "PostgreSQL 14 or newer; unset: embedded"),
+    Variable("FLUXORA_DATA_DIR", "storage.data_dir", _path, "where embedded PostgreSQL keeps its data"),
+    Variable("FLUXORA_DB_POOL_SIZE", "storage.pool_size", _integer(2, 100), "connections to PostgreSQL"),
+    Variable(
+        "FLUXORA_SOURCE",
+        "source.kind",
+        _one_of("none", "rpc", "push", "local"),
+        "where ledgers come from; unset: rpc where STELLAR_RPC_URL and FLUXORA_CONTRACTS are set, else push where "
+        "INDEXER_WORKER_TOKEN is, else none",
+    ),
+    Variable("STELLAR_RPC_URL", "source.rpc_urls", _http_urls, "Stellar RPC endpoints, separated by commas"),
+    Variable("HORIZON_URL", None, _http_url, "accepted for compatibility and not used"),
+    Variable("NETWORK_PASSPHRASE", "source.network_passphrase", _text, "the network that the endpoints must serve"),
+    Variable("FLUXORA_CONTRACTS", "contracts", _contracts, "contracts to follow: C...[:decimals], separated by commas"),
+    Variable(
+        "FLUXORA_START_LEDGER",
+        "source.start_ledger",
+        _integer(1, 2**32 - 1),
+        "first ledger to read where nothing is recorded yet; unset: the oldest that the node keeps",
+    ),
+    Variable("FLUXORA_HEADER_EVERY", "source.header_every", _integer(1, 100_000), "ledgers between header checks"),
+    Variable(
+        "FLUXORA_POLL_INTERVAL_MS",
+        "source.poll_interval_s",
+        _milliseconds(10, 600_000),
+        "wait between polls at the tip",
+    ),
+    Variable(
+        "FLUXORA_RPC_TIMEOUT_MS",
+        "source.request_timeout_s",
+        _milliseconds(100, 600_000),
+        "longest wait for one RPC answer",
+    ),
+    Variable("FLUXORA_RPC_PAGE_LIMIT", "source.page_limit", _integer(1, 10_000), "events asked for in one page"),
+    Variable(
+        "FLUXORA_SAFETY_MARGIN",
+        "pipeline.safety_margin",
+        _integer(0, 10_000),
+        "ledgers below the tip that do not count as safe",
+    ),
+    Variable(
+        "INDEXER_WORKER_TOKEN",
+        "http.indexer_worker_token",
+        _token,
+        "secret of the ingest endpoint; unset: the endpoint does not exist",
+    ),
+    Variable(
+        "INDEXER_STALL_THRESHOLD_MS",
+        "pipeline.stall_threshold_s",
+        _milliseconds(100, 86_400_000),
+        "time without a new ledger after which the indexer counts as stalled",
+    ),
+    Variable(
+        "FLUXORA_API_KEYS",
+        "http.access.api_keys",
+        _api_keys,
+        "entries of API keys, separated by commas; `fluxora keys new` makes a key and its entry",
+    ),
+    Variable(
+        "JWT_SECRET",
+        "http.access.jwt_secret",
+        _text,
+        "secret of bearer tokens (JWT, HS256), 32 bytes or more; unset: none is taken",
+    ),
+    Variable(
+        "FLUXORA_AUTH",
+        "http.access.required",
+        _required,
+        "open, or required: writes and WebSockets need a credential",
+    ),
+    Variable("FLUXORA_RATE_LIMIT", "http.limits.enabled", _switch, "0 turns every rate limit off"),
+    Variable(
+        "FLUXORA_RATE_LIMIT_READ", "http.limits.anonymous_read", _rate, "reads a minute from one address, anonymous"
+    ),
+    Variable(
+        "FLUXORA_RATE_LIMIT_WRITE", "http.limits.anonymous_write", _rate, "writes a minute from one address, anonymous"
+    ),
+    Variable("FLUXORA_RATE_LIMIT_KEY", "http.limits.key", _rate, "requests a minute with one key or token"),
+    Variable("FLUXORA_RATE_LIMIT_ADMIN", "http.limits.admin", _rate, "the same where it has the scope admin"),
+    Variable(
+        "FLUXORA_TRUSTED_PROXIES",
+        "http.trusted_proxies",
+        _networks,
+        "networks of proxies whose X-Forwarded-For is believed, separated by commas",
+    ),
+    Variable(
+        "FLUXORA_CORS_ORIGINS",
+        "http.cors_origins",
+        _origins,
+        "origins whose web pages may read answers: scheme://host[:port], separated by commas",
+    ),
+)
