@@ -32,12 +32,27 @@ def configure(level: str = "info", *, human: bool | None = None) -> None:
     chain = [*_PROCESSORS, renderer]
     if human:
         chain.remove(structlog.processors.format_exc_info)  # the console renderer prints tracebacks itself
+    number = logging.getLevelNamesMapping()[level.upper()]
+    _json_level[:] = [] if human else [number]
     structlog.configure(
         processors=chain,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # whatever standard error is by then
         cache_logger_on_first_use=False,
     )
+
+
+_json_level: list[int] = []  # the level, while lines are JSON of our own making
+
+
+def are_plain_json() -> bool:
+    """True where lines are JSON as `configure` set them up: then who writes many may write the same form by itself."""
+    return bool(_json_level)
+
+
+def takes_info() -> bool:
+    """True where such lines of level info are wanted."""
+    return bool(_json_level) and _json_level[0] <= logging.INFO
 
 
 def configure_unless_done(level: str) -> None:

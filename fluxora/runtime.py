@@ -1,7 +1,7 @@
 """The composition root: builds the tree of actors from a Config, and owns the order in which it starts and stops.
 
-Start: database, migrations, source, then monitor, feed, front end and the ingest pipeline. Stop: the reverse, so that
-ingest drains into the log before the front end goes, and the database goes last.
+Start: database, migrations, source, then monitor, feed, registrar, front end and the ingest pipeline. Stop: the
+reverse, so that ingest drains into the log before the front end goes, and the database goes last.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from fluxora import __version__, logs
 from fluxora.actors.feed import Feed
 from fluxora.actors.monitor import Monitor
 from fluxora.actors.pipeline import Pipeline
+from fluxora.actors.registrar import Registrar
 from fluxora.actors.sources import Source
 from fluxora.actors.sources.local import LocalSource
 from fluxora.actors.sources.push import PushSource
 from fluxora.actors.sources.stellar_rpc import StellarRpcSource
 from fluxora.actors.status import HealthReport
+from fluxora.actors.stream_cache import StreamCache
 from fluxora.actors.supervisor import ChildSpec, Group, Supervisor
 from fluxora.config import Config
 from fluxora.errors import FluxoraError
@@ -41,11 +43,12 @@ class Runtime:
     `push` takes contract events where the source is "push", and is None otherwise.
     """
 
-    def __init__(self, config: Config, store: Store, feed: Feed) -> None:
+    def __init__(self, config: Config, store: Store, feed: Feed, cache: StreamCache) -> None:
         self.config = config
         self.push: PushSource | None = PushSource() if config.source.kind == "push" else None
         self._store = store
         self._feed = feed
+        self._cache = cache
         self._listening: Listening | None = None
         self._monitor: Monitor | None = None
         self._supervisor: Supervisor | None = None
@@ -76,8 +79,8 @@ class Runtime:
         Raises:
             StorageUnavailable: PostgreSQL cannot answer now.
         """
-        record = await self._store.stream(stream_id)
-        return None if record is None else view(record, int(time.time()) if as_of is None else as_of)
+        shown = await self._cache.stream(stream_id)
+        return None if shown is None else view(shown.record, int(time.time()) if as_of is None else as_of)
 
     def events(self, after: int = 0) -> AsyncGenerator[tuple[LogEvent, ...], None]:
         """The log after position `after` in batches, then live, for ever: nothing lost, nothing twice.
@@ -93,6 +96,7 @@ class Runtime:
 
     def _build(self, source: Source | None, entries: Source | None) -> Supervisor:
         config = self.config
+        registrar = Registrar(self._store, publish=self._feed.publish)
         pipeline = Pipeline(
             config=config,
             store=self._store,
@@ -107,6 +111,8 @@ class Runtime:
             push=self.push,
             health=self.health,
             version=__version__,
+            cache=self._cache,
+            writes=registrar,
         )
         rpc = source or entries
         self._monitor = Monitor(
@@ -122,6 +128,7 @@ class Runtime:
         children: list[ChildSpec | Group] = [
             ChildSpec(self._monitor.name, self._monitor.run, drain=self._monitor.drain),
             ChildSpec(self._feed.name, self._feed.run, drain=self._feed.drain),
+            ChildSpec(registrar.name, registrar.run, drain=registrar.drain, inbox=lambda: registrar.waiting),
             ChildSpec(
                 "http",
                 partial(self._front, backend),
@@ -162,9 +169,10 @@ async def open_runtime(config: Config) -> AsyncIterator[Runtime]:
 
         store = await stack.enter_async_context(open_store(config.storage, decimals=config.decimals, wakeup=ring))
         await migrate(store)
-        feed = Feed(store)
+        cache = StreamCache(store, trusted=lambda: feed is not None and feed.in_touch())
+        feed = Feed(store, cache=cache)
         source, entries = await _open_sources(config, stack)
-        runtime = Runtime(config, store, feed)
+        runtime = Runtime(config, store, feed, cache)
         failure: Exception | None = None
         try:
             async with trio.open_nursery() as nursery:

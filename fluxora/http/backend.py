@@ -1,4 +1,4 @@
-"""What the HTTP front stands on: the store, the push source, the health report and the bounds it keeps."""
+"""What the HTTP front stands on: the store, the ways in, the health report, and who may do how much."""
 
 from __future__ import annotations
 
@@ -11,8 +11,18 @@ import msgspec
 import trio
 
 from fluxora.actors.status import HealthReport
+from fluxora.actors.stream_cache import StreamCache
 from fluxora.config import HttpConfig
+from fluxora.http.access import Access
+from fluxora.http.access_log import AccessLog
+from fluxora.http.client_address import ClientAddress
+from fluxora.http.cors import Cors
+from fluxora.http.limits import Limiter
+from fluxora.http.metrics import Exposition, HttpMetrics
 from fluxora.protocol.contract import ContractEvent
+from fluxora.protocol.lifecycle import NewStream
+from fluxora.protocol.messages import StreamRecord
+from fluxora.storage.records import IdempotencyKey, Registered, StatusName
 from fluxora.storage.store import Store
 
 
@@ -65,14 +75,47 @@ class Listening(msgspec.Struct, frozen=True):
     port: int
 
 
+class Writes(Protocol):
+    """The way into the log for what clients register (actors/registrar.py)."""
+
+    async def create(self, new: NewStream, key: IdempotencyKey | None) -> Registered:
+        """A new stream of origin "api"; returns once it is committed."""
+        ...
+
+    async def change(self, stream_id: str, to: StatusName) -> StreamRecord:
+        """Move a stream of origin "api" to another status; returns once that is committed."""
+        ...
+
+
 @dataclass
 class Backend:
-    """Handed to every handler. `clock` returns Unix seconds; setting `stopping` starts the graceful stop."""
+    """Handed to every handler. `clock` returns Unix seconds; setting `stopping` starts the graceful stop.
+
+    What stands below `stopping` is made from `config`, once: it is the same for every carrier of one front.
+    """
 
     config: HttpConfig
     store: Store
     push: Push | None
     health: Callable[[], HealthReport]
     version: str
+    cache: StreamCache
+    writes: Writes
     clock: Callable[[], float] = time.time
     stopping: trio.Event = field(default_factory=trio.Event)
+    access: Access = field(init=False)
+    limiter: Limiter = field(init=False)
+    addresses: ClientAddress = field(init=False)
+    cors: Cors = field(init=False)
+    access_log: AccessLog = field(default_factory=AccessLog, init=False)
+    metrics: HttpMetrics = field(default_factory=HttpMetrics, init=False)
+    exposition: Exposition = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make what the configuration says."""
+        config = self.config
+        self.access = Access(config.access, clock=self.clock)
+        self.limiter = Limiter(config.limits, wall=self.clock)
+        self.addresses = ClientAddress(config.trusted_proxies)
+        self.cors = Cors(config.cors_origins)
+        self.exposition = Exposition(self.metrics, self.health, lambda: self.cache)

@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+import math
 import os
 
 import trio
@@ -24,8 +25,10 @@ _SLICE = 1 << 16  # sent under one deadline, so that a slow but steady reader ma
 class Connection(trio.abc.HalfCloseableStream):
     """A TCP stream with a synchronous, bounded way in for frames (`offer`) beside the awaitable one.
 
-    Whatever serves the connection runs inside `scope`; it is given `LINGER_S` to end by itself once the stream is
-    closed. `socket` is what Hypercorn asks for addresses. `received` says whether the peer ever sent a byte.
+    `socket` is what Hypercorn asks for addresses, `peer` the other side's address without port. A task that serves the
+    connection runs inside `scope`, which is given `LINGER_S` to end by itself once the stream is closed. Whoever
+    watches over the connections cancels it when `due` (trio's clock) has passed: one comparison now and then instead of
+    a timer for each request. `idle`: no byte of a request is here; `overdue`: it was cancelled for a head that is late.
     """
 
     def __init__(
@@ -36,8 +39,11 @@ class Connection(trio.abc.HalfCloseableStream):
         write_timeout_s: float = WRITE_TIMEOUT_S,
     ) -> None:
         self.socket = transport.socket
+        self.peer = _address_of(transport.socket)
         self.scope = trio.CancelScope()
-        self.received = False
+        self.due = math.inf
+        self.idle = False
+        self.overdue = False
         self._transport = transport
         self._max_offered = max_offered_bytes
         self._write_timeout_s = write_timeout_s
@@ -46,8 +52,6 @@ class Connection(trio.abc.HalfCloseableStream):
         self._offered = bytearray()
         self._offered_any = trio.Event()
         self._sending = trio.Lock()
-        self._receiving = trio.Lock()
-        self._receive_scope: trio.CancelScope | None = None
         self._closed = False
         self._broken = False
 
@@ -56,9 +60,25 @@ class Connection(trio.abc.HalfCloseableStream):
         """What was offered and is not written yet."""
         return len(self._offered)
 
+    @property
+    def is_open(self) -> bool:
+        """False once it was closed here or broke."""
+        return not (self._closed or self._broken or self._ended)
+
     def replay(self, data: bytes) -> None:
         """Put bytes back, to be received first by whoever takes the connection over."""
         self._unread = data + self._unread
+
+    async def reply(self, data: bytes) -> None:
+        """Send the whole of `data`: at once and without a timer where the kernel takes it, which it mostly does.
+
+        Raises:
+            trio.BrokenResourceError, trio.ClosedResourceError: as `send_all`.
+        """
+        if not self.offer(data):
+            await self.send_all(data)
+        elif self._offered:
+            await self.send_all(b"")
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -165,15 +185,31 @@ class Connection(trio.abc.HalfCloseableStream):
             cut = len(self._unread) if max_bytes is None else max_bytes
             data, self._unread = self._unread[:cut], self._unread[cut:]
             return data
-        async with self._receiving:
-            with trio.CancelScope() as self._receive_scope:
-                data = bytes(await self._transport.receive_some(max_bytes))
-                if data:
-                    self.received = True
-                else:
-                    self._ended = True
-                return data
-        raise trio.ClosedResourceError("this side closed the connection")
+        while True:
+            # First waiting and then reading: there is seldom anything to read yet, and to find that out costs more.
+            await trio.lowlevel.wait_readable(self.socket)
+            try:
+                return self.receive_nowait(_SLICE if max_bytes is None else max_bytes)
+            except trio.WouldBlock:
+                continue
+
+    def receive_nowait(self, max_bytes: int = _SLICE) -> bytes:
+        """The bytes that are here, b"" at the end; what was put back is not among them.
+
+        Raises:
+            trio.WouldBlock: there are none yet.
+            trio.BrokenResourceError: the peer reset the connection.
+        """
+        try:
+            data = os.read(self.socket.fileno(), max_bytes)
+        except BlockingIOError:
+            raise trio.WouldBlock from None
+        except OSError as error:
+            self._broken = True
+            raise trio.BrokenResourceError("the peer reset the connection") from error
+        if not data:
+            self._ended = True
+        return data
 
     # -- ending ----------------------------------------------------------------------------------------------------
 
@@ -192,8 +228,7 @@ class Connection(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             return
         self._closed = True
-        if self._receive_scope is not None:
-            self._receive_scope.cancel()
+        trio.lowlevel.notify_closing(self.socket)  # whoever waits to read gets ClosedResourceError
         try:
             if not (self._broken or self._ended):
                 with trio.move_on_after(LINGER_S):
@@ -205,10 +240,9 @@ class Connection(trio.abc.HalfCloseableStream):
     async def _linger(self) -> None:
         try:
             await self._transport.send_eof()
-            async with self._receiving:
-                left = _LINGER_BYTES
-                while left > 0 and (data := await self._transport.receive_some(_SLICE)):
-                    left -= len(data)
+            left = _LINGER_BYTES
+            while left > 0 and (data := await self._transport.receive_some(_SLICE)):
+                left -= len(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
             return  # the peer left first, or a sender is still stuck in front of it
 
@@ -216,3 +250,12 @@ class Connection(trio.abc.HalfCloseableStream):
         """Close at once and without a word; whoever waits on the stream gets ClosedResourceError."""
         self._closed = True
         self.socket.close()
+
+
+def _address_of(socket: trio.socket.SocketType) -> str:
+    """The peer's IP address; "" where there is none (a local socket), or where the peer has gone already."""
+    try:
+        name = socket.getpeername()
+    except OSError:
+        return ""
+    return str(name[0]) if isinstance(name, tuple) else ""

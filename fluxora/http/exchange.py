@@ -1,31 +1,41 @@
 """One request and its reply as plain values: all that a handler sees, whatever carries them.
 
-Carriers (Quart-Trio today) turn bytes into a `Request`, call `answer`, and turn the `Reply` into bytes. Handlers know
-neither sockets nor frameworks, so the same handler serves over any carrier and can be called from a test.
+Carriers (the listener itself, Quart-Trio over Hypercorn) turn bytes into a `Request`, have it answered, and turn the
+`Reply` into bytes. Handlers know neither sockets nor frameworks, so the same handler serves over any carrier and can be
+called from a test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from fluxora.http.backend import Backend
+from fluxora.http.access import Principal
+
+if TYPE_CHECKING:
+    from fluxora.http.backend import Backend
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+ANONYMOUS = Principal.anonymous()
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a client asked for. Header names are lower case; query pairs are decoded and in the client's order.
 
-    `path` is decoded, `params` are the parts of it that the route names. `client` is the peer's address without port.
+    `params` are the parts of the path that the route names, decoded. `client` is the client's address without port, as
+    far as trusted proxies tell it.
     """
 
     method: str
-    path: str
     params: Mapping[str, str] = {}
     query: tuple[tuple[str, str], ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
     client: str = ""
+    principal: Principal = ANONYMOUS
     request_id: str
 
     def header(self, name: str) -> str | None:
@@ -33,15 +43,35 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return joined(self.headers, name)
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """What goes back. Header names are lower case; content-length, date and connection are the carrier's business."""
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """What goes back. Header names are lower case; content-length, date and connection are the carrier's business.
+
+    `chunks` is a body that is made while it is sent, in place of `body`; only routes that say `streams` may have it.
+    """
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
+    chunks: AsyncGenerator[bytes, None] | None = None
 
 
-Handler = Callable[[Request, Backend], Awaitable[Reply]]
+Pending = Callable[[], Awaitable[Reply]]
+"""The rest of an answer that has to wait for something."""
+Handler = Callable[[Request, "Backend"], Reply | Pending]
+"""Answers without waiting for anything, or says what is still to be waited for."""
+
+
+def waits(handler: Callable[[Request, Backend], Awaitable[Reply]]) -> Handler:
+    """A handler all of which may wait."""
+
+    def begin(request: Request, backend: Backend) -> Pending:
+        return partial(handler, request, backend)
+
+    return begin
+
+
+class ClientLeft(Exception):
+    """The client ended the connection before its request was whole: there is nobody to answer."""
 
 
 def joined(headers: tuple[tuple[str, str], ...], name: str) -> str | None:

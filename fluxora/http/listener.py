@@ -1,16 +1,15 @@
-"""The one port: accepts, reads each connection's first request head, and hands the connection to what serves it.
+"""The one port: accepts connections, watches over them, and ends them.
 
 Promises
 - A connection fails alone: no exception in one ends another or the listener.
-- Everything is bounded: connections, the size of a head and the time for it, a stalled reader.
+- Everything is bounded: connections, the size of a head and the time for it, the rest between two, a stalled reader.
 - A stop is graceful: nothing new is accepted, idle connections close, requests in flight finish within `drain_s`.
 """
 
 from __future__ import annotations
 
-import re
+import errno
 import sys
-from functools import partial
 
 import trio
 
@@ -19,8 +18,9 @@ from fluxora.errors import ConfigError
 from fluxora.http.app import create_app
 from fluxora.http.backend import Backend, Listening
 from fluxora.http.connection import LINGER_S, Connection
-from fluxora.http.hypercorn_carrier import MAX_HEAD_BYTES, HypercornCarrier
-from fluxora.http.replies import rendered, transport_refusal
+from fluxora.http.direct_carrier import DirectCarrier, Turn
+from fluxora.http.hypercorn_carrier import HypercornCarrier
+from fluxora.http.lobby import Lobby
 
 if sys.platform != "win32":  # which has no such limit
     import resource
@@ -28,7 +28,9 @@ if sys.platform != "win32":  # which has no such limit
 BACKLOG = 2048
 MAX_REFUSING = 64  # connections over the limit that are told so at a time; the rest are just closed
 RESERVED_FILES = 256  # descriptors for everything else: the database, RPC endpoints, connections that are refused
-_END_OF_HEAD = re.compile(rb"\n\r?\n")
+WATCH_EVERY_S = 0.25
+ACCEPT_AGAIN_S = 0.1
+_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 _log = logs.get("http")
 
@@ -45,59 +47,128 @@ async def serve(backend: Backend, *, task_status: trio.TaskStatus[Listening] = t
     except (OSError, UnicodeError) as error:  # the latter for what cannot be a host's name
         reason = error.strerror if isinstance(error, OSError) else "no such name can be"
         raise ConfigError(f"PORT, HOST: cannot listen on {config.host}:{config.port}: {reason}") from error
-    front = Front(backend)
-    async with trio.open_nursery() as connections:
+    async with trio.open_nursery() as nursery:
+        front = Front(backend, nursery)
+        trio.lowlevel.add_instrument(backend.access_log)
         try:
             async with trio.open_nursery() as accepting:
-                handler = partial(trio.serve_listeners, front.handle, listeners, handler_nursery=connections)
-                accepting.start_soon(handler)
+                for listener in listeners:
+                    accepting.start_soon(front.accept, listener)
+                nursery.start_soon(front.lobby.run)
+                nursery.start_soon(front.watch)
                 host, port = listeners[0].socket.getsockname()[:2]
                 task_status.started(Listening(host, port))
                 _log.info("http.listening_started", host=host, port=port)
                 await backend.stopping.wait()  # for ever is what a server does
-                accepting.cancel_scope.cancel()
+                accepting.cancel_scope.cancel(reason="the front is stopping")
             await front.drain()
         finally:
             front.abort()
+            trio.lowlevel.remove_instrument(backend.access_log)
+            backend.access_log.flush()
+            nursery.cancel_scope.cancel(reason="the front has stopped")
 
 
 class Front:
-    """The open connections of one listener."""
+    """The open connections of one listener: those that rest, and those that a task of `nursery` serves."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, nursery: trio.Nursery) -> None:
+        self.lobby = Lobby(self._arrive)
         self._config = backend.config
+        self._metrics = backend.metrics
+        self._stopping = backend.stopping
+        self._nursery = nursery
         self._most = _affordable(backend.config.max_connections)
-        self._carrier = HypercornCarrier(create_app(backend))
+        self._carrier = DirectCarrier(backend, HypercornCarrier(create_app(backend), backend.metrics))
         self._connections: set[Connection] = set()
         self._refusing = 0
         self._ended = trio.Event()  # replaced after each connection that ends; `drain` waits on it
 
-    async def handle(self, transport: trio.SocketStream) -> None:
-        """Serve one connection to its end. Raises nothing but cancellation."""
-        connection = Connection(transport)
+    async def accept(self, listener: trio.SocketListener) -> None:
+        """Take in connections until cancelled, and then listen no more."""
+        async with listener:
+            while True:
+                try:
+                    transport = await listener.accept()
+                except OSError as error:
+                    if error.errno not in _OUT_OF_FILES:
+                        raise
+                    _log.error("http.accept_failed", error=str(error), again_in_s=ACCEPT_AGAIN_S)
+                    await trio.sleep(ACCEPT_AGAIN_S)
+                    continue
+                self._admit(Connection(transport, write_timeout_s=self._config.write_timeout_s))
+
+    def _admit(self, connection: Connection) -> None:
         if len(self._connections) >= self._most:
-            await self._refuse(connection)
+            if self._refusing >= MAX_REFUSING:
+                connection.abort()
+            else:
+                self._refusing += 1
+                self._nursery.start_soon(self._refuse, connection)
             return
         self._connections.add(connection)
+        self._metrics.connections = len(self._connections)
+        self._rest(connection, self._config.read_head_timeout_s)
+
+    def _rest(self, connection: Connection, patience_s: float) -> None:
+        connection.due = trio.current_time() + patience_s
+        if not self.lobby.rest(connection):
+            self._drop(connection)
+
+    def _arrive(self, connection: Connection) -> None:
+        """Something came on a resting connection."""
+        try:
+            received = connection.receive_nowait()
+            turn = self._carrier.serve_at_once(connection, received) if received else None
+        except trio.WouldBlock:
+            return
+        except trio.BrokenResourceError:
+            received, turn = b"", None
+        except Exception:  # noqa: BLE001 (a defect, logged; it costs this connection and no other)
+            _log.exception("http.connection_failed")
+            received, turn = b"", None
+        if not received:
+            self._drop(connection)
+        elif turn is None:
+            connection.due = trio.current_time() + self._config.keep_alive_s
+        else:
+            self.lobby.leave(connection)
+            self._nursery.start_soon(self._serve, connection, turn)
+
+    async def _serve(self, connection: Connection, turn: Turn) -> None:
+        """Serve one connection until it rests or ends. Raises nothing but cancellation."""
+        connection.scope, connection.overdue = trio.CancelScope(), False
+        rests = False
         try:
             with connection.scope:
-                await self._serve(connection)
+                rests = await self._carrier.serve(connection, turn)
+            if connection.overdue:
+                await self._carrier.refuse(connection, 408)
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             _log.debug("http.peer_left")
         except* Exception:  # noqa: BLE001 (a defect, logged; it costs this connection and no other)
             _log.exception("http.connection_failed")
         finally:
-            connection.abort()
-            self._connections.discard(connection)
-            self._ended.set()
-            self._ended = trio.Event()
+            if rests and not self._stopping.is_set() and connection.is_open:
+                self._rest(connection, self._config.keep_alive_s)
+            else:
+                self._drop(connection)
+
+    def _drop(self, connection: Connection) -> None:
+        self.lobby.leave(connection)
+        connection.abort()
+        self._connections.discard(connection)
+        self._metrics.connections = len(self._connections)
+        self._ended.set()
+        self._ended = trio.Event()
 
     async def drain(self) -> None:
         """Let requests in flight finish, for `drain_s` at most; connections without one close now."""
-        await self._carrier.end_idle()
-        for connection in self._connections:
-            if not connection.received:
-                connection.abort()
+        for connection in tuple(self._connections):
+            if connection in self.lobby:
+                self._drop(connection)
+            elif connection.idle:
+                connection.scope.cancel(reason="the front is stopping")
         with trio.move_on_after(self._config.drain_s) as budget:
             while self._connections:
                 await self._ended.wait()
@@ -106,53 +177,29 @@ class Front:
 
     def abort(self) -> None:
         """Cut off whatever is still open."""
-        for connection in self._connections:
+        for connection in tuple(self._connections):
+            self.lobby.leave(connection)
             connection.scope.cancel()
             connection.abort()  # a send under Hypercorn's shield does not see the cancellation
 
-    async def _serve(self, connection: Connection) -> None:
-        head = await self._read_head(connection)
-        if head is None:
-            return
-        connection.replay(head)
-        await self._carrier.serve(connection)
-
-    async def _read_head(self, connection: Connection) -> bytes | None:
-        """Everything received up to the end of the first head and perhaps beyond; None if there will be none.
-
-        What can be no request (its first byte is no letter) is handed on at once, to be refused as malformed.
-        """
-        received = bytearray()
-        with trio.move_on_after(self._config.read_head_timeout_s) as deadline:
-            while True:
-                searched = max(0, len(received) - 3)
-                data = await connection.receive_some(MAX_HEAD_BYTES)
-                if not data:
-                    return None
-                received += data
-                if end := _END_OF_HEAD.search(received, searched):
-                    if end.end() <= MAX_HEAD_BYTES:
-                        return bytes(received)
-                    break
-                if not received[:1].isalpha():
-                    return bytes(received)
-                if len(received) > MAX_HEAD_BYTES:
-                    break
-        if not deadline.cancelled_caught:
-            await _refused(connection, 431)
-        elif received:
-            await _refused(connection, 408)
-        return None
+    async def watch(self) -> None:
+        """End connections that have rested for too long, and give up heads that are overdue, until cancelled."""
+        period_s = min(WATCH_EVERY_S, self._config.read_head_timeout_s / 2)
+        while True:
+            await trio.sleep(period_s)
+            now = trio.current_time()
+            for connection in [one for one in self._connections if one.due <= now]:
+                if connection in self.lobby:
+                    self._drop(connection)
+                else:
+                    connection.overdue = not connection.idle
+                    connection.scope.cancel(reason="the next head is overdue")
 
     async def _refuse(self, connection: Connection) -> None:
-        """Over the limit: say so to a few at a time, in bounded time."""
-        if self._refusing >= MAX_REFUSING:
-            connection.abort()
-            return
-        self._refusing += 1
+        """Over the limit: say so, in bounded time."""
         try:
             with trio.move_on_after(2 * LINGER_S):
-                await _refused(connection, 503)
+                await self._carrier.refuse(connection, 503)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             _log.debug("http.peer_left")
         finally:
@@ -181,9 +228,3 @@ def _affordable(wanted: int) -> int:
     if most < wanted:
         _log.warning("http.connections_bounded", connections=most, wanted=wanted, reason="the limit of open files")
     return most
-
-
-async def _refused(connection: Connection, status: int) -> None:
-    _log.info("http.request_refused", status=status)
-    await connection.send_all(rendered(transport_refusal(status)))
-    await connection.aclose()

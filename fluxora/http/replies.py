@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
+from collections import deque
 from collections.abc import Sequence
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 
 from fluxora.errors import FluxoraError, LeaseLost, MethodNotAllowed, RequestError, Unavailable
-from fluxora.http.exchange import Reply
+from fluxora.http.exchange import Reply, joined
 
 RETRY_AFTER_S = 2
 _JSON = ("content-type", "application/json")
@@ -44,7 +47,13 @@ _TRANSPORT_REFUSALS: dict[int, tuple[str, str]] = {
     500: ("INTERNAL_ERROR", "Internal error"),
     501: ("NOT_IMPLEMENTED", "The transfer coding is not supported"),
     503: ("SERVICE_UNAVAILABLE", "Too many connections"),
+    505: ("HTTP_VERSION_NOT_SUPPORTED", "Only HTTP/1.0 and HTTP/1.1 are spoken here"),
 }
+
+_OVERRIDABLE = frozenset(name for name, _ in SECURITY_HEADERS)
+_WITHOUT_LENGTH = frozenset((204, 304))  # for a 304 it would name the length of another representation
+_SECURITY = "".join(f"{name}: {value}\r\n" for name, value in SECURITY_HEADERS)
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 
 
 class _Detail(msgspec.Struct):
@@ -89,14 +98,13 @@ def is_expected(error: BaseException) -> bool:
     return isinstance(error, RequestError | LeaseLost) or (isinstance(error, FluxoraError) and error.retryable)
 
 
-def transport_refusal(status: int, request_id: str | None = None) -> Reply:
-    """The complete answer to what never became a request: malformed, oversized or slow heads, too many connections."""
+def transport_refusal(status: int, request_id: str) -> Reply:
+    """The answer to what never became a request: malformed, oversized or slow heads, too many connections."""
     if status not in _TRANSPORT_REFUSALS:
         status = 400
     code, message = _TRANSPORT_REFUSALS[status]
-    request_id = request_id or str(uuid4())
     headers = (("retry-after", str(RETRY_AFTER_S)),) if status == 503 else ()
-    return finished(_error(status, code, message, request_id, headers=headers), request_id)
+    return _error(status, code, message, request_id, headers=headers)
 
 
 def method_not_allowed(allowed: Sequence[str]) -> MethodNotAllowed:
@@ -105,26 +113,72 @@ def method_not_allowed(allowed: Sequence[str]) -> MethodNotAllowed:
     return MethodNotAllowed(f"Only {allow} can be used here", headers=(("allow", allow),))
 
 
-def finished(reply: Reply, request_id: str) -> Reply:
-    """The reply with the headers that every answer carries; those that the route set win."""
+def headers_of(reply: Reply, request_id: str, *, close: bool) -> list[tuple[str, str]]:
+    """Every header of the answer, in the order in which they are sent; those that the route set win.
+
+    The same as `rendered` sends. `close`: the connection ends behind this answer.
+    """
     present = {name for name, _ in reply.headers}
-    added = [pair for pair in SECURITY_HEADERS if pair[0] not in present]
-    return Reply(reply.status, (*reply.headers, *added, ("x-request-id", request_id)), reply.body)
+    headers = [*reply.headers, *(pair for pair in SECURITY_HEADERS if pair[0] not in present)]
+    headers.append(("x-request-id", request_id))
+    if reply.chunks is None and reply.status not in _WITHOUT_LENGTH:
+        headers.append(("content-length", str(len(reply.body))))
+    headers.append(("date", http_date()))
+    if close:
+        headers.append(("connection", "close"))
+    return headers
 
 
-def request_id_from(given: str | None) -> str:
-    """The client's request id where it is sane, else a new UUID."""
+def rendered(reply: Reply, request_id: str, *, close: bool, with_body: bool = True) -> bytes:
+    """The answer as HTTP/1.1 bytes; for HEAD without its body."""
+    own = reply.headers
+    plain = not any(name in _OVERRIDABLE for name, _ in own)
+    head = "".join(
+        (
+            _STATUS_LINES[reply.status],
+            *[f"{name}: {value}\r\n" for name, value in (own if plain else headers_of(reply, request_id, close=close))],
+            _tail(reply, request_id, close=close) if plain else "\r\n",
+        )
+    ).encode("latin-1")
+    return head + reply.body if with_body else head
+
+
+def _tail(reply: Reply, request_id: str, *, close: bool) -> str:
+    """What follows the route's own headers, as one text."""
+    length = "" if reply.status in _WITHOUT_LENGTH else f"content-length: {len(reply.body)}\r\n"
+    end = "connection: close\r\n\r\n" if close else "\r\n"
+    return f"{_SECURITY}x-request-id: {request_id}\r\n{length}date: {http_date()}\r\n{end}"
+
+
+def request_id_from(headers: tuple[tuple[str, str], ...]) -> str:
+    """The client's request id where it sent one that is sane, else a new UUID."""
+    given = joined(headers, "x-request-id")
     if given is not None and _SANE_REQUEST_ID.fullmatch(given):
         return given
-    return str(uuid4())
+    return new_request_id()
 
 
-def rendered(reply: Reply) -> bytes:
-    """A finished reply as HTTP/1.1 bytes that end the connection."""
-    lines = [f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}"]
-    lines += [f"{name}: {value}" for name, value in reply.headers]
-    lines += [f"content-length: {len(reply.body)}", f"date: {formatdate(usegmt=True)}", "connection: close", "", ""]
-    return "\r\n".join(lines).encode("latin-1") + reply.body
+_entropy: deque[bytes] = deque()
+
+
+def new_request_id() -> str:
+    """A random UUID (version 4). The system is asked for entropy once in 256 ids: asking costs more than an id."""
+    if not _entropy:
+        octets = os.urandom(16 * 256)
+        _entropy.extend(octets[at : at + 16] for at in range(0, len(octets), 16))
+    text = _entropy.pop().hex()
+    variant = "89ab"[int(text[16], 16) & 3]
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-{text[20:]}"
+
+
+def http_date() -> str:
+    """Now as RFC 9110 5.6.7 has it; made once a second."""
+    return _dated(int(time.time()))
+
+
+@lru_cache(maxsize=2)
+def _dated(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
 
 def _error(

@@ -13,8 +13,10 @@ from fluxora.actors.guard import Guard
 from fluxora.actors.parcel import Parcel, Rewind
 from fluxora.actors.progress import Progress
 from fluxora.actors.recorder import Recorder
+from fluxora.actors.registrar import Registrar
 from fluxora.actors.sources.push import PushSource
-from fluxora.config import HttpConfig, StorageConfig
+from fluxora.actors.stream_cache import StreamCache
+from fluxora.config import HttpConfig, LimitConfig, StorageConfig
 from fluxora.http.backend import Backend
 from fluxora.http.listener import serve
 from fluxora.protocol.chain import KnownChain, LedgerBatch
@@ -23,9 +25,15 @@ from fluxora.storage.store import Appended, Store, open_store
 Start = Callable[..., Awaitable[Server]]
 
 
+@pytest.fixture(params=["direct", "framework"])
+def carrier(request: pytest.FixtureRequest) -> str:
+    """What carries the requests: the listener itself, or Quart-Trio over Hypercorn. Answers must not differ."""
+    return request.param
+
+
 @pytest.fixture
-def start(nursery: trio.Nursery) -> Start:
-    """Start a front over a backend; options are fields of HttpConfig or of Backend."""
+def start(nursery: trio.Nursery, carrier: str) -> Start:
+    """Start a front over a backend; options are fields of HttpConfig or of Backend. Nothing is limited by default."""
 
     async def starter(**options: Any) -> Server:
         of_backend = {
@@ -33,9 +41,14 @@ def start(nursery: trio.Nursery) -> Start:
             "push": None,
             "health": report,
             "version": "1.2.3",
+            "cache": None,
+            "writes": None,
         }
         of_backend.update((k, options.pop(k)) for k in [*of_backend, "clock"] if k in options)
-        backend = Backend(config=HttpConfig(**{"port": 0, **options}), **of_backend)
+        if of_backend["store"] is not None and of_backend["cache"] is None:
+            of_backend["cache"] = StreamCache(of_backend["store"], trusted=lambda: False)
+        of_config = {"port": 0, "direct": carrier == "direct", "limits": LimitConfig(enabled=False), **options}
+        backend = Backend(config=HttpConfig(**of_config), **of_backend)
         listening = await nursery.start(partial(serve, backend))
         return Server(backend, listening.port)
 
@@ -50,20 +63,36 @@ async def store(storage_config: StorageConfig) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-async def record(store: Store) -> AsyncIterator[Callable[..., Awaitable[Appended]]]:
+def cache(store: Store) -> StreamCache:
+    """A read cache that is told of what `record`, `push` and `writes` commit."""
+    return StreamCache(store, trusted=lambda: True)
+
+
+@pytest.fixture
+async def writes(store: Store, cache: StreamCache, nursery: trio.Nursery) -> Registrar:
+    """A running registrar."""
+    registrar = Registrar(store, publish=lambda appended: cache.take_over(appended.streams))
+    await nursery.start(registrar.run)
+    return registrar
+
+
+@pytest.fixture
+async def record(store: Store, cache: StreamCache) -> AsyncIterator[Callable[..., Awaitable[Appended]]]:
     """Append batches to the store, as the recorder does."""
     lease = await store.try_lease()
     assert lease is not None
 
     async def recorder(*batches: LedgerBatch) -> Appended:
-        return await store.append(batches, lease=lease.number)
+        appended = await store.append(batches, lease=lease.number)
+        cache.take_over(appended.streams)
+        return appended
 
     yield recorder
     await lease.aclose()
 
 
 @pytest.fixture
-async def push(store: Store, nursery: trio.Nursery) -> AsyncIterator[PushSource]:
+async def push(store: Store, cache: StreamCache, nursery: trio.Nursery) -> AsyncIterator[PushSource]:
     """A push source with the pipeline behind it: guard, deduplicator, recorder, and the lease."""
     lease = await store.try_lease()
     assert lease is not None
@@ -80,7 +109,7 @@ async def push(store: Store, nursery: trio.Nursery) -> AsyncIterator[PushSource]
         store=store,
         lease=lease.number,
         progress=progress,
-        publish=lambda _appended: None,
+        publish=lambda appended: cache.take_over(appended.streams),
         events_per_transaction=4000,
     )
     for actor in (recorder, dedup, guard):

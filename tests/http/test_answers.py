@@ -11,6 +11,7 @@ import trio
 from front import report
 from hypothesis import given
 from hypothesis import strategies as st
+from story import ALICE
 from structlog.testing import capture_logs
 
 from fluxora import errors
@@ -112,7 +113,7 @@ async def test_each_request_leaves_one_line_with_its_route_and_id(start):
 
 @given(st.text(max_size=140))
 def test_only_a_sane_request_id_is_echoed(given_id):
-    answered = replies.request_id_from(given_id)
+    answered = replies.request_id_from((("x-request-id", given_id),))
     if re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", given_id):
         assert answered == given_id
     else:
@@ -153,9 +154,8 @@ def test_every_error_of_the_tree_has_an_answer(error_class):
 
 async def test_a_handler_that_takes_too_long_is_answered_503(start, store):
     class Slow:
-        async def position(self) -> int:
+        async def listings(self, _queries: object) -> None:
             await trio.sleep_forever()
-            return 0
 
     server = await start(store=Slow(), request_timeout_s=0.1)
     answer = await server.get("/api/streams")
@@ -167,7 +167,7 @@ async def test_the_index_links_to_routes_that_exist(start, store):
     index = (await server.get("/")).json()
     assert (index["name"], index["version"]) == ("Fluxora API", "1.2.3")
     for template in index["links"].values():
-        path = re.sub(r"\{\?.*\}", "", template).replace("{id}", "stream-x")
+        path = re.sub(r"\{\?.*\}", "", template).replace("{id}", "stream-x").replace("{address}", ALICE)
         answer = await server.get(path)
         if answer.status_code == 404:
             assert answer.json()["message"] == "There is no such stream"

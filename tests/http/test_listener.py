@@ -12,7 +12,7 @@ from front import DEADLINE_S, read_replies, read_to_end, report
 from structlog.testing import capture_logs
 
 from fluxora.errors import ConfigError
-from fluxora.http import app, hypercorn_carrier, replies
+from fluxora.http import app, direct_carrier, replies
 
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -148,11 +148,19 @@ async def test_a_silent_connection_is_closed_without_a_word(start):
     assert await server.exchange(b"") == b""
 
 
-async def test_a_slow_second_head_is_closed(start, monkeypatch):
-    monkeypatch.setattr(hypercorn_carrier, "KEEP_ALIVE_S", 0.1)
-    server = await start()
+async def test_a_slow_second_head_is_answered_408_and_closed(start):
+    server = await start(read_head_timeout_s=0.1)
     reply = await server.exchange(LIVE + b"GET /")
-    assert reply.endswith(OK)
+    first, _, second = reply.partition(OK)
+    assert first.startswith(b"HTTP/1.1 200")
+    status, headers, error = parse(second)
+    assert (status, error["error"]) == (408, "REQUEST_TIMEOUT")
+    assert_complete(headers, error)
+
+
+async def test_a_connection_that_rests_for_too_long_is_closed_without_a_word(start):
+    server = await start(keep_alive_s=0.1)
+    assert (await server.exchange(LIVE)).endswith(OK)
 
 
 @pytest.mark.parametrize(
@@ -179,15 +187,16 @@ async def test_a_reset_at_any_moment_ends_that_connection_only(start, when):
     assert (await server.get("/health/live")).status_code == 200
 
 
-async def test_a_defect_in_one_connection_is_logged_and_ends_that_connection_only(start, monkeypatch):
-    server = await start()
+@pytest.mark.parametrize("where", ["serve_at_once", "serve"])
+async def test_a_defect_in_one_connection_is_logged_and_ends_that_connection_only(start, monkeypatch, where):
+    server = await start(direct=where == "serve_at_once")
 
-    async def explode(*_args: object) -> None:
+    def explode(*_args: object) -> None:
         raise RuntimeError("a defect")
 
     with capture_logs() as logs:
         with monkeypatch.context() as patch:
-            patch.setattr(hypercorn_carrier._Server, "_read_data", explode)
+            patch.setattr(direct_carrier.DirectCarrier, where, explode)
             assert await server.exchange(LIVE) == b""
         assert (await server.get("/health/live")).status_code == 200
     assert [line["log_level"] for line in logs if line["event"] == "http.connection_failed"] == ["error"]
@@ -198,7 +207,7 @@ async def test_a_failure_of_the_framework_is_answered_in_our_shape_and_logged(st
         raise RuntimeError("a secret of the framework")
 
     monkeypatch.setattr(app._App, "create_url_adapter", explode)
-    server = await start()
+    server = await start(direct=False)
     with capture_logs() as logs:
         status, headers, error = parse(await server.exchange(LAST))
     assert (status, error["error"], error["message"]) == (500, "INTERNAL_ERROR", "Internal error")
