@@ -12,13 +12,13 @@ from fluxora.http.replies import json_reply
 READY_DEADLINE_S = 2.0
 
 
-async def health(_request: Request, backend: Backend) -> Reply:
+def health(_request: Request, backend: Backend) -> Reply:
     """The report as the runtime keeps it; nothing is asked of the database for it. 503 where it says unavailable."""
     report = backend.health()
     return json_reply(report, status=503 if report.status == "unavailable" else 200)
 
 
-async def live(_request: Request, _backend: Backend) -> Reply:
+def live(_request: Request, _backend: Backend) -> Reply:
     """The process serves requests; says nothing of what it depends on."""
     return json_reply({"status": "ok"})
 

@@ -15,9 +15,15 @@ LINKS = {
     "stream": "/api/streams/{id}{?asOf}",
     "streamEvents": "/api/streams/{id}/events{?after,limit}",
     "events": "/api/events{?after,limit,streamId,event,contractId,ledgerFrom,ledgerTo}",
+    "treasury": "/api/treasury/{address}{?asOf}",
+    "exportStreams": "/api/export/streams.csv{?status,sender,recipient,contractId,order,asOf}",
+    "exportEvents": "/api/export/events.ndjson{?after,streamId,event,contractId,ledgerFrom,ledgerTo}",
+    "metrics": "/metrics",
+    "openapi": "/openapi.json",
+    "docs": "/docs",
 }
 
 
-async def index(_request: Request, backend: Backend) -> Reply:
+def index(_request: Request, backend: Backend) -> Reply:
     """The service's name, version and links; those with parameters are URI templates (RFC 6570)."""
     return json_reply({"name": "Fluxora API", "version": backend.version, "links": LINKS})

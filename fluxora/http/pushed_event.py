@@ -15,14 +15,16 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from fluxora.errors import DecodeError
-from fluxora.http.validation import Problems
+from fluxora.http.fields import EXAMPLE_CONTRACT, Invalid, integer, of_json, of_text, text_that
+from fluxora.http.reading import Draft, Problems, read_members
 from fluxora.protocol import contract
 from fluxora.protocol.addresses import is_contract
 from fluxora.protocol.contract import ContractEvent
@@ -30,12 +32,150 @@ from fluxora.protocol.contract import ContractEvent
 MAX_EVENTS = 1000
 MAX_TOPICS = 16  # the network allows 4; room for what it may allow later
 _MAX_U32 = 2**32 - 1
+_MAX_LEDGER = 2**31 - 1  # a TOID holds 31 bits of it
 _EVENT_ID = re.compile(r"([0-9]{19})-([0-9]{10})")
 _HASH = re.compile(r"[0-9A-Fa-f]{64}")
 _SYMBOL = re.compile(r"[A-Za-z0-9_]{1,32}")
 _RFC3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
+_WRONG = "INVALID_FORMAT"
+_CLOSE_TIME = "The ledger's close time in RFC 3339"
+
+
+def _is_event_id(text: str) -> bool:
+    match = _EVENT_ID.fullmatch(text)
+    return match is not None and int(match[1]) < 2**63 and int(match[2]) <= _MAX_U32
+
+
+def _seconds(text: str) -> int:
+    """Unix seconds of an RFC 3339 time; fractions of a second are cut off, for ledgers close on whole ones."""
+    wrong = Invalid(_WRONG, f"{_CLOSE_TIME} is needed")
+    if not _RFC3339.fullmatch(text):
+        raise wrong
+    offset = "+00:00" if text[-1] in "Zz" else text[-6:]
+    try:
+        seconds = int(datetime.fromisoformat(text[:19].upper() + offset).astimezone(UTC).timestamp())
+    except (ValueError, OverflowError) as error:
+        raise wrong from error
+    if seconds < 0:
+        raise Invalid("OUT_OF_RANGE", "A time since 1970 is needed")
+    return seconds
+
+
+def _octets(text: Any) -> bytes:
+    try:
+        if isinstance(text, str):
+            return b64decode(text, validate=True)
+    except (Base64Error, ValueError):
+        pass
+    raise Invalid(_WRONG, "A base64 ScVal is needed")
+
+
+_Hash = Annotated[
+    str,
+    Meta(
+        pattern=f"^{_HASH.pattern}$",
+        examples=["ab" * 32],
+        extra={"read": text_that(_HASH.fullmatch, _WRONG, "A hash of 64 hex digits")},
+    ),
+]
+_Index = Annotated[
+    int,
+    Meta(ge=0, le=_MAX_U32, description="Nothing is derived from it.", extra={"read": integer(0, _MAX_U32)}),
+]
+_BASE64 = {"contentEncoding": "base64", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}
+
+
+class PushedEvent(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What both forms of a pushed event have."""
+
+    event_id: Annotated[
+        str,
+        Meta(
+            pattern=f"^{_EVENT_ID.pattern}$",
+            description="The network's event id: operation position, event index.",
+            examples=["0000000042949677056-0000000000"],
+            extra_json_schema={"format": "event-id"},
+            extra={
+                "read": text_that(_is_event_id, _WRONG, "The network's event id, 19 digits, a hyphen and 10 digits,")
+            },
+        ),
+    ]
+    ledger: Annotated[int, Meta(ge=1, le=_MAX_LEDGER, examples=[10], extra={"read": integer(1, _MAX_LEDGER)})]
+    ledger_hash: _Hash
+    contract_id: Annotated[
+        str,
+        Meta(
+            pattern="^C[A-Z2-7]{55}$",
+            examples=[EXAMPLE_CONTRACT],
+            extra_json_schema={"format": "stellar-contract"},
+            extra={"read": text_that(is_contract, _WRONG, "A contract id (C...) with a valid checksum")},
+        ),
+    ]
+    tx_hash: _Hash
+    tx_index: _Index
+    operation_index: _Index
+    event_index: _Index
+    happened_at: Annotated[
+        int,
+        Meta(
+            description=f"{_CLOSE_TIME}.",
+            examples=["2026-01-01T00:00:00Z"],
+            extra_json_schema={"pattern": f"^{_RFC3339.pattern}$", "format": "date-time"},
+            extra={"read": of_text(_seconds, _CLOSE_TIME)},
+        ),
+    ]
+
+
+class DecodedEvent(PushedEvent, frozen=True, kw_only=True, rename="camel"):
+    """An event whose data is decoded."""
+
+    topic: Annotated[
+        str,
+        Meta(
+            pattern=f"^{_SYMBOL.pattern}$",
+            description="The event's name.",
+            examples=["created"],
+            extra={"read": text_that(_SYMBOL.fullmatch, _WRONG, "The event's name, 1-32 of A-Z a-z 0-9 _,")},
+        ),
+    ]
+    payload: Annotated[
+        dict[str, Any],
+        Meta(description="The fields of the topic by their names.", extra={"read": of_json(dict, "An object")}),
+    ]
+
+
+class RawEvent(PushedEvent, frozen=True, kw_only=True, rename="camel"):
+    """An event as the network carries it: base64 ScVals. What cannot be read is kept as an unknown event."""
+
+    topic_xdr: Annotated[
+        list[Any],
+        Meta(
+            description="The topics in their order.",
+            extra_json_schema={"items": {"type": "string", **_BASE64}, "maxItems": MAX_TOPICS},
+            extra={"read": of_json(list, "A list of base64 ScVals")},
+        ),
+    ]
+    value_xdr: Annotated[str, Meta(extra_json_schema=_BASE64, extra={"read": of_text(_octets, "A base64 ScVal")})]
+
+
+EVENT_FORMS = (DecodedEvent, RawEvent)
+
+
+class IngestRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A batch of events, decoded or raw each. Members that are not known are ignored."""
+
+    events: Annotated[
+        list[Any],
+        Meta(
+            min_length=1,
+            max_length=MAX_EVENTS,
+            extra_json_schema={
+                "items": {"oneOf": [{"$ref": f"#/components/schemas/{form.__name__}"} for form in EVENT_FORMS]}
+            },
+        ),
+    ]
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -56,182 +196,93 @@ def read_batch(items: Sequence[Any]) -> Batch:
     hashes: dict[int, str] = {}
     events: list[ContractEvent] = []
     for index, item in enumerate(items):
-        fields = _Fields(f"events[{index}]", item, problems)
-        event = _read_event(fields, seen, hashes)
-        if event is not None:
+        where = f"events[{index}]"
+        if not isinstance(item, dict):
+            problems.add(where, "INVALID_TYPE", "An object is needed")
+            continue
+        is_raw = "topicXdr" in item or "valueXdr" in item
+        draft = read_members(RawEvent if is_raw else DecodedEvent, item)
+        _check_id(draft, seen)
+        _check_hash(draft, hashes)
+        event = _raw_event(draft, item) if is_raw else _decoded_event(draft)
+        for name, code, message in draft.problems.found:
+            problems.add(f"{where}.{name}", code, message)
+        if event is not None and not draft.problems.found:
             events.append(event)
     problems.raise_if_any("The batch is not valid; nothing of it was stored")
     events.sort(key=lambda event: event.id)
     return Batch(events, hashes)
 
 
-class _Fields:
-    """The members of one event; each reader notes what is wrong and returns None."""
-
-    def __init__(self, where: str, item: Any, problems: Problems) -> None:
-        self._where = where
-        self._problems = problems
-        self._before = len(problems.found)
-        self.members: dict[str, Any] = {}
-        if isinstance(item, dict):
-            self.members = item
-            self.is_object = True
-        else:
-            problems.add(where, "INVALID_TYPE", "An object is needed")
-            self.is_object = False
-
-    @property
-    def sound(self) -> bool:
-        """True while nothing was noted for this event."""
-        return len(self._problems.found) == self._before
-
-    def fail(self, name: str, code: str, message: str) -> None:
-        self._problems.add(f"{self._where}.{name}", code, message)
-
-    def member(self, name: str, kind: type, expected: str) -> Any:
-        """The member if it is there and of its JSON type (a boolean is no number)."""
-        value = self.members.get(name)
-        if value is None:
-            self.fail(name, "REQUIRED", f"{expected} is needed")
-            return None
-        if not isinstance(value, kind) or isinstance(value, bool):
-            self.fail(name, "INVALID_TYPE", f"{expected} is needed")
-            return None
-        return value
-
-    def integer(self, name: str, low: int, high: int) -> int | None:
-        value: int | None = self.member(name, int, f"A whole number from {low} to {high}")
-        if value is not None and not low <= value <= high:
-            self.fail(name, "OUT_OF_RANGE", f"A whole number from {low} to {high} is needed")
-            return None
-        return value
-
-    def text(self, name: str, is_right: Callable[[str], object], expected: str) -> str | None:
-        value: str | None = self.member(name, str, expected)
-        if value is not None and not is_right(value):
-            self.fail(name, "INVALID_FORMAT", f"{expected} is needed")
-            return None
-        return value
+def _check_id(draft: Draft, seen: set[str]) -> None:
+    event_id, ledger = draft.get("event_id"), draft.get("ledger")
+    if event_id is None:
+        return
+    if event_id in seen:
+        draft.fail("event_id", "DUPLICATE_ID", "The id stands twice in this batch")
+        return
+    seen.add(event_id)
+    of_id = int(event_id[:19]) >> 32
+    if ledger is not None and of_id != ledger:
+        draft.fail("event_id", "LEDGER_MISMATCH", f"The id belongs to ledger {of_id}, not {ledger}")
 
 
-def _read_event(fields: _Fields, seen: set[str], hashes: dict[int, str]) -> ContractEvent | None:
-    if not fields.is_object:
-        return None
-    ledger = fields.integer("ledger", 1, 2**31 - 1)  # a TOID holds 31 bits of it
-    event_id = _event_id(fields, ledger, seen)
-    _ledger_hash(fields, ledger, hashes)
-    contract_id = fields.text("contractId", is_contract, "A contract id (C...) with a valid checksum")
-    tx_hash = fields.text("txHash", _HASH.fullmatch, "A transaction hash of 64 hex digits")
-    for name in ("txIndex", "operationIndex", "eventIndex"):
-        fields.integer(name, 0, _MAX_U32)
-    closed_at = _happened_at(fields)
-    if "topicXdr" in fields.members or "valueXdr" in fields.members:
-        topics, value = _raw_form(fields)
-        if event_id is None or ledger is None or contract_id is None or tx_hash is None or closed_at is None:
-            return None
-        if topics is None or value is None or not fields.sound:
-            return None
-        return contract.decode_xdr(
-            id=event_id,
-            ledger=ledger,
-            closed_at=closed_at,
-            contract_id=contract_id,
-            tx_hash=tx_hash.lower(),
-            topics=topics,
-            value=value,
-        )
-    topic = fields.text("topic", _SYMBOL.fullmatch, "The event's name, 1-32 of A-Z a-z 0-9 _,")
-    payload = fields.member("payload", dict, "An object")
+def _check_hash(draft: Draft, hashes: dict[int, str]) -> None:
+    ledger, ledger_hash = draft.get("ledger"), draft.get("ledger_hash")
+    if ledger is None or ledger_hash is None:
+        return
+    if hashes.setdefault(ledger, ledger_hash.lower()) != ledger_hash.lower():
+        draft.fail("ledger_hash", "CONFLICTING_HASH", f"Ledger {ledger} has another hash earlier in this batch")
+
+
+def _decoded_event(draft: Draft) -> ContractEvent | None:
+    topic, payload = draft.get("topic"), draft.get("payload")
     if topic is None or payload is None:
         return None
     try:
-        # Fields that failed above have stand-ins here: what is wrong with the payload is told in the same answer.
-        event = contract.decode_named(
-            id=event_id or "",
-            ledger=ledger or 0,
-            closed_at=closed_at or 0,
-            contract_id=contract_id or "",
-            tx_hash=(tx_hash or "").lower(),
+        # Fields that failed have stand-ins here: what is wrong with the payload is told in the same answer.
+        return contract.decode_named(
+            id=draft.get("event_id") or "",
+            ledger=draft.get("ledger") or 0,
+            closed_at=draft.get("happened_at") or 0,
+            contract_id=draft.get("contract_id") or "",
+            tx_hash=(draft.get("tx_hash") or "").lower(),
             topic=topic,
             payload=payload,
         )
     except DecodeError as error:
-        fields.fail("payload", "INVALID_PAYLOAD", str(error))
+        draft.fail("payload", "INVALID_PAYLOAD", str(error))
         return None
-    return event if fields.sound else None
 
 
-def _event_id(fields: _Fields, ledger: int | None, seen: set[str]) -> str | None:
-    event_id = fields.text("eventId", _is_event_id, "The network's event id, 19 digits, a hyphen and 10 digits,")
-    if event_id is None:
-        return None
-    if event_id in seen:
-        fields.fail("eventId", "DUPLICATE_ID", "The id stands twice in this batch")
-        return None
-    seen.add(event_id)
-    if ledger is not None and int(event_id[:19]) >> 32 != ledger:
-        fields.fail("eventId", "LEDGER_MISMATCH", f"The id belongs to ledger {int(event_id[:19]) >> 32}, not {ledger}")
-        return None
-    return event_id
-
-
-def _is_event_id(text: str) -> bool:
-    match = _EVENT_ID.fullmatch(text)
-    return match is not None and int(match[1]) < 2**63 and int(match[2]) <= _MAX_U32
-
-
-def _ledger_hash(fields: _Fields, ledger: int | None, hashes: dict[int, str]) -> None:
-    ledger_hash = fields.text("ledgerHash", _HASH.fullmatch, "A ledger hash of 64 hex digits")
-    if ledger_hash is None or ledger is None:
-        return
-    if hashes.setdefault(ledger, ledger_hash.lower()) != ledger_hash.lower():
-        fields.fail("ledgerHash", "CONFLICTING_HASH", f"Ledger {ledger} has another hash earlier in this batch")
-
-
-def _happened_at(fields: _Fields) -> int | None:
-    expected = "The ledger's close time in RFC 3339"
-    text = fields.text("happenedAt", _RFC3339.fullmatch, expected)
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text[:19].upper() + _offset(text))
-        seconds = int(moment.astimezone(UTC).timestamp())
-    except (ValueError, OverflowError):
-        fields.fail("happenedAt", "INVALID_FORMAT", f"{expected} is needed")
-        return None
-    if seconds < 0:
-        fields.fail("happenedAt", "OUT_OF_RANGE", "A time since 1970 is needed")
-        return None
-    return seconds
-
-
-def _offset(text: str) -> str:
-    """The zone designator; fractions of a second are cut off, for ledgers close on whole ones."""
-    return "+00:00" if text[-1] in "Zz" else text[-6:]
-
-
-def _raw_form(fields: _Fields) -> tuple[list[bytes] | None, bytes | None]:
+def _raw_event(draft: Draft, item: dict[str, Any]) -> ContractEvent | None:
     for name in ("topic", "payload"):
-        if name in fields.members:
-            fields.fail(name, "CONFLICTING_FORM", "An event is decoded (topic, payload) or raw (topicXdr, valueXdr)")
-    listed = fields.member("topicXdr", list, "A list of base64 ScVals")
-    value_text = fields.member("valueXdr", str, "A base64 ScVal")
-    value = None if value_text is None else _base64(fields, "valueXdr", value_text)
-    if listed is None:
-        return None, value
+        if name in item:
+            draft.refuse(name, "CONFLICTING_FORM", "An event is decoded (topic, payload) or raw (topicXdr, valueXdr)")
+    topics = _topics(draft)
+    if draft.problems.found:
+        return None
+    values = draft.values
+    return contract.decode_xdr(
+        id=values["event_id"],
+        ledger=values["ledger"],
+        closed_at=values["happened_at"],
+        contract_id=values["contract_id"],
+        tx_hash=values["tx_hash"].lower(),
+        topics=topics,
+        value=values["value_xdr"],
+    )
+
+
+def _topics(draft: Draft) -> list[bytes]:
+    listed = draft.get("topic_xdr") or []
     if len(listed) > MAX_TOPICS:
-        fields.fail("topicXdr", "OUT_OF_RANGE", f"At most {MAX_TOPICS} topics are taken")
-        return None, value
-    topics = [_base64(fields, f"topicXdr[{index}]", text) for index, text in enumerate(listed)]
-    present = [topic for topic in topics if topic is not None]
-    return (present if len(present) == len(topics) else None), value
-
-
-def _base64(fields: _Fields, name: str, text: Any) -> bytes | None:
-    try:
-        if isinstance(text, str):
-            return b64decode(text, validate=True)
-    except (Base64Error, ValueError):
-        pass
-    fields.fail(name, "INVALID_FORMAT", "A base64 ScVal is needed")
-    return None
+        draft.fail("topic_xdr", "OUT_OF_RANGE", f"At most {MAX_TOPICS} topics are taken")
+        return []
+    topics = []
+    for index, text in enumerate(listed):
+        try:
+            topics.append(_octets(text))
+        except Invalid as error:
+            draft.refuse(f"topicXdr[{index}]", error.code, str(error))
+    return topics
