@@ -17,14 +17,15 @@ ROOMS = {
     "errors": set(),
     "logs": set(),
     "protocol": {"protocol"},
-    "config": {"protocol"},
+    "variables": {"protocol"},
+    "config": {"variables", "protocol"},
     "storage": {"storage", "protocol", "config"},
     "localnet": {"localnet", "protocol", "config"},
     "actors": {"actors", "storage", "protocol", "config", "localnet"},
     "http": {"http", "actors", "storage", "protocol", "config"},
     "runtime": {"http", "actors", "storage", "protocol", "config"},
     "replay": {"runtime", "http", "actors", "config"},
-    "__main__": {"runtime", "replay", "localnet", "storage", "config"},
+    "__main__": {"runtime", "http", "replay", "localnet", "storage", "config", "variables", "protocol"},
     "__init__": {"runtime", "config"},
 }
 # framework -> the rooms that may import it
@@ -37,7 +38,7 @@ FRAMEWORKS = {
     "hypercorn": {"http"},
     "stellar_sdk": {"localnet"},
 }
-PURE = {"protocol", "config", "errors"}
+PURE = {"protocol", "variables", "config", "errors"}
 IMPURE = {"trio", "socket", "time", "random", "os", "threading", "subprocess"}
 
 

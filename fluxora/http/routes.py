@@ -1,4 +1,4 @@
-"""The routing table: every path that is served, in one place.
+"""The routing table: every path that is served, in one place, with who may ask and how it is documented.
 
 A pattern's `{name}` matches one non-empty path segment. HEAD is served wherever GET is. A route whose `open` says no
 does not exist for that backend: it answers 404 to every method, so that it cannot be probed for.
@@ -6,16 +6,55 @@ does not exist for that backend: it answers 404 to every method, so that it cann
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
 from urllib.parse import unquote
 
 import msgspec
 
 from fluxora.errors import NotFound
-from fluxora.http import events, health, index, ingest, streams
+from fluxora.http import (
+    admin,
+    docs,
+    events,
+    exports,
+    health,
+    index,
+    ingest,
+    metrics,
+    openapi,
+    operations,
+    replies,
+    streams,
+    treasury,
+    writes,
+)
 from fluxora.http.backend import Backend
-from fluxora.http.exchange import Handler
+from fluxora.http.exchange import Handler, Reply, Request, waits
+from fluxora.http.operations import Operation
 from fluxora.http.replies import method_not_allowed
+
+
+class Access(msgspec.Struct, frozen=True):
+    """Who may ask, and which limit counts.
+
+    `kind` names the limit (None: none). `scope` is what a credential needs, nobody too unless `anonymous_ok`.
+    `identifies`: credentials are looked at, so that a wrong one is refused.
+    """
+
+    kind: Literal["read", "write"] | None = None
+    scope: str | None = None
+    anonymous_ok: bool = True
+    identifies: bool = True
+
+
+EXEMPT = Access(identifies=False)  # health and metrics must answer whoever asks however often; ingest has its own token
+PUBLIC = Access("read")
+READ = Access("read", "streams:read")
+WRITE = Access("write", "streams:write")
+ADMIN = Access("read", "admin", anonymous_ok=False)
 
 
 def _always(_backend: Backend) -> bool:
@@ -23,54 +62,106 @@ def _always(_backend: Backend) -> bool:
 
 
 class Route(msgspec.Struct, frozen=True):
-    """One line of the table."""
+    """One line of the table.
+
+    `streams`: the body is made while it is sent, which the framework carries. `media_type` is that of its success.
+    """
 
     method: str
     pattern: str
     handler: Handler
+    access: Access
+    operation: Operation | None = None
     open: Callable[[Backend], bool] = _always
+    streams: bool = False
+    media_type: str = "application/json"
 
 
-class Match(msgspec.Struct, frozen=True):
+class Match(msgspec.Struct, frozen=True, gc=False):
     """The route that a path chose, and the parts of the path that it names."""
 
     route: Route
     params: dict[str, str]
 
 
+def _openapi(_request: Request, backend: Backend) -> Reply:
+    """This table as an OpenAPI 3.1 document."""
+    return replies.raw_json_reply(document(backend.version))
+
+
+@lru_cache(maxsize=4)
+def document(version: str) -> bytes:
+    """The document that /openapi.json serves, on one line."""
+    return openapi.document(ROUTES, version)
+
+
+_STREAM = "/api/streams/{id}"
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/", index.index),
-    Route("GET", "/health", health.health),
-    Route("GET", "/health/live", health.live),
-    Route("GET", "/health/ready", health.ready),
-    Route("GET", "/api/streams", streams.list_streams),
-    Route("GET", "/api/streams/{id}", streams.one_stream),
-    Route("GET", "/api/streams/{id}/events", events.stream_events),
-    Route("GET", "/api/events", events.all_events),
-    Route("POST", "/internal/indexer/contract-events", ingest.contract_events, ingest.is_open),
+    Route("GET", "/", index.index, PUBLIC, operations.INDEX),
+    Route("GET", "/health", health.health, EXEMPT, operations.HEALTH),
+    Route("GET", "/health/live", health.live, EXEMPT, operations.LIVE),
+    Route("GET", "/health/ready", waits(health.ready), EXEMPT, operations.READY),
+    Route("GET", "/metrics", metrics.metrics, EXEMPT, operations.METRICS, media_type="text/plain"),
+    Route("GET", "/openapi.json", _openapi, PUBLIC, operations.OPENAPI),
+    Route("GET", "/docs", docs.page, PUBLIC, operations.DOCS, media_type="text/html"),
+    Route("GET", "/docs/{file}", docs.asset, PUBLIC, media_type="*/*"),
+    Route("GET", "/api/streams", streams.list_streams, READ, operations.LIST_STREAMS),
+    Route("POST", "/api/streams", writes.create_stream, WRITE, operations.CREATE_STREAM),
+    Route("GET", _STREAM, streams.one_stream, READ, operations.GET_STREAM),
+    Route("PATCH", _STREAM, writes.change_status, WRITE, operations.CHANGE_STATUS),
+    Route("DELETE", _STREAM, writes.cancel_stream, WRITE, operations.CANCEL_STREAM),
+    Route("GET", "/api/streams/{id}/events", waits(events.stream_events), READ, operations.STREAM_EVENTS),
+    Route("GET", "/api/events", waits(events.all_events), READ, operations.ALL_EVENTS),
+    Route("GET", "/api/treasury/{address}", waits(treasury.treasury), READ, operations.TREASURY),
+    Route(
+        "GET",
+        "/api/export/streams.csv",
+        waits(exports.streams_csv),
+        READ,
+        operations.EXPORT_STREAMS,
+        streams=True,
+        media_type="text/csv",
+    ),
+    Route(
+        "GET",
+        "/api/export/events.ndjson",
+        waits(exports.events_ndjson),
+        READ,
+        operations.EXPORT_EVENTS,
+        streams=True,
+        media_type="application/x-ndjson",
+    ),
+    Route("GET", "/api/admin/access", admin.access, ADMIN, operations.ADMIN_ACCESS, open=admin.is_open),
+    Route(
+        "POST",
+        "/internal/indexer/contract-events",
+        waits(ingest.contract_events),
+        EXEMPT,
+        operations.INGEST,
+        open=ingest.is_open,
+    ),
 )
 
 
 class Table:
-    """Routes arranged for look-up: literal paths by dictionary, patterns by the number of their segments."""
+    """Routes arranged for look-up: literal paths by dictionary, all patterns by one expression."""
 
     def __init__(self, routes: tuple[Route, ...]) -> None:
         self._literal: dict[str, list[Route]] = {}
-        self._literal_segments: dict[tuple[str, ...], list[Route]] = {}  # for paths with escapes
-        self._patterns: dict[int, list[tuple[tuple[str, ...], list[Route]]]] = {}
+        patterns: dict[str, list[Route]] = {}
         for route in routes:
-            segments = tuple(route.pattern.split("/"))
-            if "{" not in route.pattern:
-                self._literal.setdefault(route.pattern, []).append(route)
-                self._literal_segments[segments] = self._literal[route.pattern]
-                continue
-            known = self._patterns.setdefault(len(segments), [])
-            for other, same in known:
-                if other == segments:
-                    same.append(route)
-                    break
-            else:
-                known.append((segments, [route]))
+            of_kind = patterns if "{" in route.pattern else self._literal
+            of_kind.setdefault(route.pattern, []).append(route)
+        # Each pattern is a group with a group for each of its parameters in it, so that `lastindex` is the pattern's.
+        self._patterns: dict[int, tuple[tuple[str, ...], tuple[str, ...], list[Route]]] = {}
+        expressions, groups = [], 1
+        for pattern, same in patterns.items():
+            segments = tuple(pattern.split("/"))
+            names = tuple(part[1:-1] for part in segments if _is_parameter(part))
+            self._patterns[groups] = (names, segments, same)
+            groups += 1 + len(names)
+            expressions.append("/".join("([^/]+)" if _is_parameter(part) else re.escape(part) for part in segments))
+        self._expression = re.compile("|".join(f"({expression})" for expression in expressions))
 
     def match(self, method: str, raw_path: str, backend: Backend) -> Match:
         """The route for a method and a path as it came (percent-encoded, without its query).
@@ -80,32 +171,45 @@ class Table:
             MethodNotAllowed: the path is served, but not with this method.
         """
         routes, params = self._look_up(raw_path)
-        routes = [route for route in routes if route.open(backend)]
-        if not routes:
-            raise NotFound("There is nothing at this path")
         wanted = "GET" if method == "HEAD" else method
         for route in routes:
-            if route.method == wanted:
+            if route.method == wanted and route.open(backend):
                 return Match(route, params)
-        allowed = {route.method for route in routes}
+        allowed = {route.method for route in routes if route.open(backend)}
+        if not allowed:
+            raise NotFound("There is nothing at this path")
         raise method_not_allowed(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
 
     def _look_up(self, raw_path: str) -> tuple[list[Route], dict[str, str]]:
         if routes := self._literal.get(raw_path):
             return routes, {}
-        parts = tuple(unquote(part) for part in raw_path.split("/"))
-        if routes := self._literal_segments.get(parts):
-            return routes, {}
-        for segments, routes in self._patterns.get(len(parts), ()):
-            params: dict[str, str] = {}
-            for segment, part in zip(segments, parts, strict=True):
-                if segment.startswith("{") and part:
-                    params[segment[1:-1]] = part
-                elif segment != part:
-                    break
-            else:
-                return routes, params
+        if "%" in raw_path:
+            return self._look_up_escaped(raw_path)
+        match = self._expression.fullmatch(raw_path)
+        if match is None or match.lastindex is None:
+            return [], {}
+        at = match.lastindex
+        names, _, routes = self._patterns[at]
+        return routes, {name: match[at + nth] for nth, name in enumerate(names, 1)}
+
+    def _look_up_escaped(self, raw_path: str) -> tuple[list[Route], dict[str, str]]:
+        """Segment by segment, for an escaped slash separates nothing (RFC 3986 2.2)."""
+        parts = [unquote(part) for part in raw_path.split("/")]
+        for pattern, routes in self._literal.items():
+            if pattern.split("/") == parts:
+                return routes, {}
+        for _, segments, routes in self._patterns.values():
+            if len(segments) == len(parts) and all(
+                part if _is_parameter(segment) else segment == part
+                for segment, part in zip(segments, parts, strict=True)
+            ):
+                pairs = zip(segments, parts, strict=True)
+                return routes, {segment[1:-1]: part for segment, part in pairs if _is_parameter(segment)}
         return [], {}
+
+
+def _is_parameter(segment: str) -> bool:
+    return segment.startswith("{")
 
 
 TABLE = Table(ROUTES)

@@ -1,80 +1,44 @@
-"""GET /api/streams and /api/streams/{id}: what each stream is worth at any second."""
+"""GET /api/streams and /api/streams/{id}: what each stream is worth at any second.
+
+Both are read through the cache (actors/stream_cache.py), and what that has is answered at once.
+"""
 
 from __future__ import annotations
 
-import msgspec
+from functools import partial
 
-from fluxora.errors import DecodeError, NotFound
+from fluxora.actors.stream_cache import Page, Shown
+from fluxora.errors import NotFound
 from fluxora.http.backend import Backend
-from fluxora.http.exchange import Reply, Request
-from fluxora.http.query import MAX_UNIX_S, STREAM_ID, Query
-from fluxora.http.replies import json_reply
-from fluxora.protocol import cursors, messages
-from fluxora.storage.records import StatusName, StreamQuery
-
-STATUSES: tuple[StatusName, ...] = ("active", "paused", "completed", "cancelled")
-_LIST_PARAMETERS = frozenset({"status", "sender", "recipient", "contractId", "limit", "cursor", "order", "asOf"})
-
-
-class _Page(msgspec.Struct, rename="camel"):
-    streams: list[messages.StreamView]
-    has_more: bool
-    next_cursor: str | None
-    position: str
+from fluxora.http.entity_tags import is_named
+from fluxora.http.exchange import Pending, Reply, Request
+from fluxora.http.fields import STREAM_ID
+from fluxora.http.models import ListStreams, OneStream
+from fluxora.http.reading import read_query
+from fluxora.http.replies import raw_json_reply
+from fluxora.storage.records import StreamQuery
 
 
-async def list_streams(request: Request, backend: Backend) -> Reply:
+def list_streams(request: Request, backend: Backend) -> Reply | Pending:
     """Streams in the order of their creation; amounts at `asOf` (now where absent).
 
-    `position` is read before the page, so that every event up to it is in what the page shows.
+    Every event up to `position` is in what the page shows.
 
     Raises:
         BadRequest: a parameter is wrong, or the cursor belongs to other filters.
         StorageUnavailable: the database cannot answer.
     """
-    query = Query(request.query, _LIST_PARAMETERS)
-    status = query.choice("status", STATUSES)
-    sender = query.address("sender")
-    recipient = query.address("recipient")
-    contract_id = query.contract("contractId")
-    order = query.choice("order", ("asc", "desc")) or "asc"
-    limit = query.limit(default=20, high=100)
-    as_of = _as_of(query, backend)
-    filters = {
-        "status": status,
-        "sender": sender,
-        "recipient": recipient,
-        "contractId": contract_id,
-        "order": order,
-    }
-    after = _cursor(query, filters)
-    query.check()
-
-    position = await backend.store.position()
-    records = await backend.store.streams(
-        StreamQuery(
-            status=status,
-            sender=sender,
-            recipient=recipient,
-            contract_id=contract_id,
-            after=after,
-            descending=order == "desc",
-            limit=limit + 1,
-        )
-    )
-    page = records[:limit]
-    has_more = len(records) > limit
-    return json_reply(
-        _Page(
-            streams=[messages.view(record, as_of) for record in page],
-            has_more=has_more,
-            next_cursor=cursors.encode(page[-1].created_position, filters) if has_more else None,
-            position=str(position),
-        )
-    )
+    wanted = read_query(ListStreams, request.query)
+    query = wanted.stored()
+    page = backend.cache.page_at_once(query)
+    return partial(_read_page, query, wanted, backend) if page is None else _page(page, wanted, backend)
 
 
-async def one_stream(request: Request, backend: Backend) -> Reply:
+async def _read_page(query: StreamQuery, wanted: ListStreams, backend: Backend) -> Reply:
+    return _page(await backend.cache.page(query), wanted, backend)
+
+
+def one_stream(request: Request, backend: Backend) -> Reply | Pending:
     """One stream at `asOf`. Its ETag is the state's version and the second that the amounts are for.
 
     Raises:
@@ -82,40 +46,44 @@ async def one_stream(request: Request, backend: Backend) -> Reply:
         NotFound: no such stream.
         StorageUnavailable: the database cannot answer.
     """
-    query = Query(request.query, {"asOf"})
-    as_of = _as_of(query, backend)
-    query.check()
+    wanted = read_query(OneStream, request.query)
     stream_id = request.params["id"]
+    shown = backend.cache.at_once(stream_id)
+    if shown is not None:
+        return _stream(request, shown, wanted, backend)
     # An id of another form is never looked up: what is no text for PostgreSQL (a NUL) ends here.
-    record = await backend.store.stream(stream_id) if STREAM_ID.fullmatch(stream_id) else None
-    if record is None:
+    if not STREAM_ID.fullmatch(stream_id):
         raise NotFound("There is no such stream")
-    etag = f'W/"{record.position}-{as_of}"'
+    return partial(_read_stream, request, stream_id, wanted, backend)
+
+
+async def _read_stream(request: Request, stream_id: str, wanted: OneStream, backend: Backend) -> Reply:
+    shown = await backend.cache.stream(stream_id)
+    if shown is None:
+        raise NotFound("There is no such stream")
+    return _stream(request, shown, wanted, backend)
+
+
+def etag_of(shown: Shown, as_of: int) -> str:
+    """Weak, for the same state and second may one day be written in other words."""
+    return f'W/"{shown.record.position}-{as_of}"'
+
+
+def _stream(request: Request, shown: Shown, wanted: OneStream, backend: Backend) -> Reply:
+    as_of = int(backend.clock()) if wanted.as_of is None else wanted.as_of
+    etag = etag_of(shown, as_of)
     headers = (("etag", etag),)
-    if _matches(request.header("if-none-match"), etag):
+    if is_named(request.header("if-none-match"), etag):
         return Reply(304, headers)
-    return json_reply(messages.view(record, as_of), headers=headers)
+    return raw_json_reply(shown.json(as_of), headers=headers)
 
 
-def _as_of(query: Query, backend: Backend) -> int:
-    given = query.integer("asOf", 0, MAX_UNIX_S)
-    return int(backend.clock()) if given is None else given
-
-
-def _cursor(query: Query, filters: dict[str, str | None]) -> int | None:
-    cursor = query.text("cursor")
-    if cursor is None:
-        return None
-    try:
-        return cursors.decode(cursor, filters)
-    except DecodeError as error:
-        query.problems.add("cursor", "INVALID_CURSOR", str(error))
-        return None
-
-
-def _matches(if_none_match: str | None, etag: str) -> bool:
-    """Weak comparison (RFC 9110 8.8.3.2): the W/ prefix does not count."""
-    if if_none_match is None:
-        return False
-    candidates = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}
-    return "*" in candidates or etag.removeprefix("W/") in candidates
+def _page(page: Page, wanted: ListStreams, backend: Backend) -> Reply:
+    as_of = int(backend.clock()) if wanted.as_of is None else wanted.as_of
+    if not page.ending:
+        cursor = b"null"
+        if page.has_more:
+            cursor = b'"%b"' % wanted.next_cursor(page.streams[-1].record.created_position).encode("ascii")
+        more = b"true" if page.has_more else b"false"
+        page.ending = b'],"hasMore":%b,"nextCursor":%b,"position":"%d"}' % (more, cursor, page.position)
+    return raw_json_reply(b'{"streams":[%b%b' % (page.json(as_of), page.ending))

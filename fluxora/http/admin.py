@@ -1,0 +1,60 @@
+"""GET /api/admin/access: who may do how much, as this process was told. For operators; no secret is in it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fluxora.http.backend import Backend
+from fluxora.http.exchange import Reply, Request
+from fluxora.http.replies import json_reply
+
+
+class KeyInfo(msgspec.Struct):
+    """One configured API key."""
+
+    name: str
+    scopes: list[str]
+
+
+class Limits(msgspec.Struct, rename="camel"):
+    """Requests per minute for each kind of caller."""
+
+    enabled: bool
+    anonymous_read: int
+    anonymous_write: int
+    key: int
+    admin: int
+
+
+class AccessReport(msgspec.Struct, rename="camel"):
+    """What is configured, and as whom the caller was taken."""
+
+    caller: str
+    auth: str
+    api_keys: list[KeyInfo]
+    bearer_tokens: bool
+    rate_limits: Limits
+    trusted_proxies: list[str]
+    cors_origins: list[str]
+
+
+def is_open(backend: Backend) -> bool:
+    """True once some credential can hold the scope admin; until then the route answers 404."""
+    return backend.access.configured_admin
+
+
+def access(request: Request, backend: Backend) -> Reply:
+    """The configuration of access, for whoever holds the scope admin."""
+    config = backend.config
+    limits = config.limits
+    return json_reply(
+        AccessReport(
+            caller=request.principal.id,
+            auth="required" if config.access.required else "open",
+            api_keys=[KeyInfo(key.name, sorted(key.scopes)) for key in config.access.api_keys],
+            bearer_tokens=config.access.jwt_secret is not None,
+            rate_limits=Limits(limits.enabled, limits.anonymous_read, limits.anonymous_write, limits.key, limits.admin),
+            trusted_proxies=[str(network) for network in config.trusted_proxies],
+            cors_origins=list(config.cors_origins),
+        )
+    )
