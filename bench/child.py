@@ -1,6 +1,5 @@
-"""A process of a benchmark: it gets its task as JSON, says what it has to say as JSON lines, and ends with its input.
-
-So nothing outlives the benchmark, however that ends.
+"""A process of a benchmark: it says what it has to say as JSON lines, may be asked in the same way, and ends with its
+input. So nothing outlives the benchmark, however that ends.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,20 +25,16 @@ class ChildFailed(Exception):
     """A process ended, or stayed silent, where a line was due; carries the end of its log."""
 
 
-class Child:
-    """`python -m MODULE TASK`, its log in a file; a context manager that ends it."""
+class Program:
+    """Any program that keeps to this, its log in a file; a context manager that ends it."""
 
-    def __init__(self, module: str, task: object, *, log: Path) -> None:
-        self.module = module
+    def __init__(self, name: str, command: Sequence[str], *, log: Path) -> None:
+        self.name = name
         self._log = log
         self._buffer = b""
-        with log.open("wb") as errors:
+        with log.open("ab") as errors:  # which may be cut short while it runs
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, msgspec.json.encode(task).decode()],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd=ROOT,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT
             )
 
     def __enter__(self) -> Self:
@@ -61,7 +58,7 @@ class Child:
         """
         code = self._process.poll()
         if code is not None:
-            raise ChildFailed(f"{self.module} ended with {code}: {self._last_words()}")
+            raise ChildFailed(f"{self.name} ended with {code}: {self._last_words()}")
 
     def read(self, *, within_s: float) -> dict[str, Any]:
         """Its next line.
@@ -77,17 +74,32 @@ class Child:
             data = os.read(pipe, 65536) if ready else b""
             if not data:
                 state = "said nothing in time" if not ready else f"ended with {self._process.wait()}"
-                raise ChildFailed(f"{self.module} {state}: {self._last_words()}")
+                raise ChildFailed(f"{self.name} {state}: {self._last_words()}")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         found: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
         return found
 
+    def ask(self, question: object, *, within_s: float) -> dict[str, Any]:
+        """Its answer to one line of input.
+
+        Raises:
+            ChildFailed: it ended or said nothing in time.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(msgspec.json.encode(question) + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise ChildFailed(f"{self.name} ended with {self._process.wait()}: {self._last_words()}") from error
+        return self.read(within_s=within_s)
+
     def stop(self) -> None:
         """End its input and wait for it; kill it when it does not end."""
         assert self._process.stdin is not None
         if not self._process.stdin.closed:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # what was written to one that has ended
+                self._process.stdin.close()
         try:
             self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
@@ -102,6 +114,13 @@ class Child:
 
     def _last_words(self) -> str:
         return self._log.read_text(encoding="utf-8", errors="replace")[-2000:].strip() or "(no log)"
+
+
+class Child(Program):
+    """`python -m MODULE TASK`, the task as JSON."""
+
+    def __init__(self, module: str, task: object, *, log: Path) -> None:
+        super().__init__(module, [sys.executable, "-m", module, msgspec.json.encode(task).decode()], log=log)
 
 
 def say(line: object) -> None:

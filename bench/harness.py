@@ -75,11 +75,17 @@ class Report(msgspec.Struct):
     verdicts: list[Verdict] = []
     series: dict[str, list[tuple[float, float]]] = {}
     notes: list[str] = []
+    skipped: str | None = None
 
     @property
     def passed(self) -> bool:
-        """Every check passed, and there is a verdict; with the option `strict`, every goal was reached too."""
+        """Every check passed, and there is a verdict; with the option `strict`, every goal was reached too.
+
+        What was skipped fails nothing but a strict run.
+        """
         strict = self.options.get("strict") == "True"
+        if self.skipped is not None:
+            return not strict
         return bool(self.verdicts) and all(v.passed or (v.goal and not strict) for v in self.verdicts)
 
 
@@ -117,6 +123,10 @@ class Run:
         """Say something that a reader of the figures must know."""
         self.report.notes.append(text)
 
+    def skip(self, reason: str) -> None:
+        """Measure nothing, since a program that this takes is not on this machine."""
+        self.report.skipped = reason
+
     def compare(self, name: str, *, ours: float, baseline: float, baseline_name: str, unit: str) -> float:
         """Record our rate, the baseline's and their ratio (above 1: we are faster); returns the ratio."""
         ratio = ours / baseline
@@ -132,6 +142,10 @@ class Run:
     def at_most(self, name: str, value: float, bound: float) -> None:
         """Pass when `value` stays within `bound`."""
         self.report.verdicts.append(Verdict(name, f"<= {bound:g}", f"{value:.4g}", value <= bound))
+
+    def goal_at_most(self, name: str, value: float, bound: float) -> None:
+        """A goal reached when `value` stays within `bound`."""
+        self.report.verdicts.append(Verdict(name, f"<= {bound:g}", f"{value:.4g}", value <= bound, goal=True))
 
     def equal(self, name: str, found: object, required: object) -> None:
         """Pass when both are the same: what a benchmark must not lose while it is fast."""

@@ -80,6 +80,17 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * PAGE_BYTES
 
 
+def open_sockets(pid: int) -> int:
+    """Sockets that the process holds: its connections, its listeners and what it uses inside."""
+    found = 0
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found += str(descriptor.readlink()).startswith("socket:")
+        except FileNotFoundError:
+            continue  # closed since
+    return found
+
+
 def slope(points: list[tuple[float, float]]) -> float:
     """Least-squares growth per second; 0 for fewer than two points."""
     if len(points) < 2:

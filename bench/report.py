@@ -20,6 +20,8 @@ def table(report: Report) -> str:
         " ".join(f"{name}={value}" for name, value in report.options.items()),
         "",
     ]
+    if report.skipped is not None:
+        return "\n".join([*lines, f"SKIPPED: {report.skipped}"])
     lines += _columns([(stage.name, f"{stage.seconds:.2f} s", stage.failed or "") for stage in report.stages])
     lines += ["", *_columns([(figure.name, _number(figure.value), figure.unit) for figure in report.figures]), ""]
     lines += _columns(

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from bench.harness import Scenario
+from bench.scenarios.contract import ContractScenario
 from bench.scenarios.decode import Decode
 from bench.scenarios.ingest import Ingest
+from bench.scenarios.rest import Rest
+from bench.scenarios.slow_clients import SlowClients
 
-SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (Decode(), Ingest())}
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario for scenario in (Decode(), Ingest(), ContractScenario(), SlowClients(), Rest())
+}

@@ -49,6 +49,23 @@ def test_a_missed_goal_is_shown_and_fails_a_strict_run_only():
         assert run.report.passed is not strict
 
 
+def test_what_is_skipped_fails_a_strict_run_only():
+    for strict in (False, True):
+        run = new_run(strict=strict)
+        run.skip("a program is not installed")
+        assert "SKIPPED: a program is not installed" in table(run.report)
+        assert run.report.passed is not strict
+
+
+def test_a_goal_may_be_a_bound_from_above():
+    run = new_run(strict=True)
+    run.goal_at_most("latency", 2.0, 2.0)
+    assert run.report.passed
+    run.goal_at_most("latency", 2.1, 2.0)
+    assert "MISSED" in table(run.report)
+    assert not run.report.passed
+
+
 def test_report_survives_json_and_shows_everything(tmp_path):
     run = new_run(events=5)
     with run.stage("first"):
