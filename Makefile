@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: dev test check bench proof format clean
+.PHONY: dev test check bench proof openapi vendor-docs format clean
 
 dev: $(STAMP)          ## set up, then serve a local network with live streams
 	$(BIN)/fluxora dev
@@ -24,6 +24,12 @@ bench: $(STAMP)        ## the smoke form of every benchmark
 
 proof: $(STAMP)        ## the long form of the proofs
 	FLUXORA_PROOF=long $(BIN)/python -m pytest
+
+openapi: $(STAMP)      ## write openapi.json, as the server serves it
+	$(BIN)/fluxora openapi > openapi.json
+
+vendor-docs: $(STAMP)  ## fetch the pinned viewer of /docs again (needs npm)
+	$(BIN)/python scripts/vendor_docs.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

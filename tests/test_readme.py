@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,8 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fluxora import __version__
 from fluxora.__main__ import COMMANDS
 from fluxora.config import VARIABLES
+from fluxora.http.routes import document
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,3 +50,8 @@ def test_every_variable_in_the_tables_exists() -> None:
     named = {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)}
     assert named
     assert named <= {variable.name for variable in VARIABLES}
+
+
+def test_the_openapi_document_in_the_repository_is_the_one_that_is_served() -> None:
+    stored = json.loads((ROOT / "openapi.json").read_text(encoding="utf-8"))
+    assert stored == json.loads(document(__version__)), "run `make openapi`"

@@ -81,7 +81,7 @@ def config(cases: list[dict[str, Any]], url: str, rpc_url: str, kind: Any, tmp_p
     return fluxora.Config(
         contracts=tuple(fluxora.Contract(id=contract_of(case)) for case in cases),
         storage=fluxora.StorageConfig(database_url=url, data_dir=tmp_path, pool_size=4),
-        http=fluxora.HttpConfig(port=0, indexer_worker_token=TOKEN),
+        http=fluxora.HttpConfig(port=0, indexer_worker_token=TOKEN, limits=fluxora.LimitConfig(enabled=False)),
         source=fluxora.SourceConfig(
             kind=kind,
             rpc_urls=(rpc_url,),
