@@ -172,9 +172,7 @@ class Registrar:
             self._keys.discard((command.key.scope, command.key.key))
         errand.settle(result)
 
-    async def _gather(
-        self, first: _Errand, inbox: trio.MemoryReceiveChannel[_Errand], expected: int
-    ) -> list[_Errand]:
+    async def _gather(self, first: _Errand, inbox: trio.MemoryReceiveChannel[_Errand], expected: int) -> list[_Errand]:
         """`first` and whatever else waits, up to the bound; a moment is given to as many as are `expected`.
 
         Without it, those who come again behind their answer would always just miss the next group, and two groups of

@@ -22,15 +22,17 @@ from fluxora.storage.store import Store, StreamQuery
 
 STREAMS = 50_000  # about 2 KB each
 PAGES = 1_000
+SECOND_CHANCES = 64
 
 
 class Shown:
-    """A stream's record, and its JSON at the second for which it was last asked."""
+    """A stream's record, and its JSON at the second for which it was last asked; `used` since the cache last looked."""
 
-    __slots__ = ("_as_of", "_json", "record")
+    __slots__ = ("_as_of", "_json", "record", "used")
 
     def __init__(self, record: StreamRecord) -> None:
         self.record = record
+        self.used = False
         self._as_of = -1
         self._json = b""
 
@@ -96,7 +98,8 @@ class StreamCache:
         self._store = store
         self._reads = SharedReads(store)
         self._trusted = trusted
-        self._streams: LRUCache[str, Shown] = LRUCache(streams)
+        self._streams: dict[str, Shown] = {}  # the one that was looked at longest ago comes first
+        self._most_streams = streams
         self._pages: LRUCache[StreamQuery, Page] = LRUCache(pages)
         self._reading: dict[str, list[_Reading]] = {}
         self._paging: dict[StreamQuery, _Reading] = {}
@@ -113,10 +116,11 @@ class StreamCache:
 
     def at_once(self, stream_id: str) -> Shown | None:
         """The stream from memory; None where it is not there or memory cannot be trusted."""
-        shown: Shown | None = self._streams.get(stream_id)
+        shown = self._streams.get(stream_id)
         if shown is None or not self._trusted():
             return None
         self._hits += 1
+        shown.used = True
         return shown
 
     async def stream(self, stream_id: str) -> Shown | None:
@@ -142,8 +146,23 @@ class StreamCache:
             return None
         shown = Shown(record)
         if not reading.void:
-            self._streams[stream_id] = shown
+            self._keep(shown)
         return shown
+
+    def _keep(self, shown: Shown) -> None:
+        """Take a stream in; where there is no place, the first one that was not used since it was last looked at goes.
+
+        (The clock algorithm: as good as least-recently-used, and a hit costs nothing but a mark.)
+        """
+        self._streams[shown.record.id] = shown
+        chances = SECOND_CHANCES  # at a time, so that taking in one never takes long
+        while len(self._streams) > self._most_streams:
+            stream_id = next(iter(self._streams))
+            oldest = self._streams.pop(stream_id)
+            if oldest.used and chances:
+                oldest.used = False
+                self._streams[stream_id] = oldest
+                chances -= 1
 
     # -- pages -----------------------------------------------------------------------------------------------------
 
@@ -183,7 +202,7 @@ class StreamCache:
                 self._pages[query] = page
                 for one in shown:
                     if one.record.id not in self._streams:
-                        self._streams[one.record.id] = one
+                        self._keep(one)
             return page
         finally:
             if self._paging.get(query) is reading:
@@ -225,7 +244,7 @@ class StreamCache:
         """Streams as this process has just committed them (None: taken away)."""
         for stream_id, record in streams.items():
             self._void(stream_id)
-            shown: Shown | None = self._streams.get(stream_id)
+            shown = self._streams.get(stream_id)
             if shown is None:
                 continue
             if record is None:

@@ -42,7 +42,9 @@ class Answer:
         self._pending: Pending | None = None
         self._grant: Grant | None = None
         self._started = time.perf_counter()
-        self._client = backend.addresses.of(peer, joined(head.headers, "x-forwarded-for"))
+        self._client = peer
+        if backend.config.trusted_proxies:
+            self._client = backend.addresses.of(peer, joined(head.headers, "x-forwarded-for"))
         self.request_id = request_id_from(head.headers)
 
     def at_once(self, body: bytes | None = b"") -> Reply | None:

@@ -17,6 +17,7 @@ from fluxora.http.access import Access
 from fluxora.http.access_log import AccessLog
 from fluxora.http.client_address import ClientAddress
 from fluxora.http.cors import Cors
+from fluxora.http.health import HealthReply
 from fluxora.http.limits import Limiter
 from fluxora.http.metrics import Exposition, HttpMetrics
 from fluxora.protocol.contract import ContractEvent
@@ -110,6 +111,7 @@ class Backend:
     access_log: AccessLog = field(default_factory=AccessLog, init=False)
     metrics: HttpMetrics = field(default_factory=HttpMetrics, init=False)
     exposition: Exposition = field(init=False)
+    health_reply: HealthReply = field(init=False)
 
     def __post_init__(self) -> None:
         """Make what the configuration says."""
@@ -118,4 +120,5 @@ class Backend:
         self.limiter = Limiter(config.limits, wall=self.clock)
         self.addresses = ClientAddress(config.trusted_proxies)
         self.cors = Cors(config.cors_origins)
+        self.health_reply = HealthReply(self.health)
         self.exposition = Exposition(self.metrics, self.health, lambda: self.cache)

@@ -39,6 +39,7 @@ class Connection(trio.abc.HalfCloseableStream):
         write_timeout_s: float = WRITE_TIMEOUT_S,
     ) -> None:
         self.socket = transport.socket
+        self._fd = transport.socket.fileno()
         self.peer = _address_of(transport.socket)
         self.scope = trio.CancelScope()
         self.due = math.inf
@@ -93,7 +94,7 @@ class Connection(trio.abc.HalfCloseableStream):
         if self._offered or self._sending.locked():
             return self._enqueue(frame)
         try:
-            sent = os.write(self.socket.fileno(), frame)
+            sent = os.write(self._fd, frame)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -201,7 +202,7 @@ class Connection(trio.abc.HalfCloseableStream):
             trio.BrokenResourceError: the peer reset the connection.
         """
         try:
-            data = os.read(self.socket.fileno(), max_bytes)
+            data = os.read(self._fd, max_bytes)
         except BlockingIOError:
             raise trio.WouldBlock from None
         except OSError as error:

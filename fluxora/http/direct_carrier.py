@@ -54,12 +54,10 @@ class DirectCarrier:
         if not config.direct:
             return Turn(received)
         for _ in range(MOST_AT_ONCE):
-            if not END_OF_HEAD.search(received):
-                break
             try:
                 head = parse(received)
             except Malformed:
-                break  # refused by who may wait
+                break  # not whole yet, or to be refused: by who may wait
             rest = head.size + head.content_length
             if head.size > MAX_HEAD_BYTES or head.chunked or len(received) < rest:
                 break

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import trio
 
+from fluxora.actors.status import HealthReport
 from fluxora.errors import StorageUnavailable, Unavailable
-from fluxora.http.backend import Backend
 from fluxora.http.exchange import Reply, Request
 from fluxora.http.replies import json_reply
 
+if TYPE_CHECKING:
+    from fluxora.http.backend import Backend
+
 READY_DEADLINE_S = 2.0
+KEPT_S = 0.02
 
 
 def health(_request: Request, backend: Backend) -> Reply:
     """The report as the runtime keeps it; nothing is asked of the database for it. 503 where it says unavailable."""
-    report = backend.health()
-    return json_reply(report, status=503 if report.status == "unavailable" else 200)
+    return backend.health_reply.now()
+
+
+class HealthReply:
+    """The reply of /health, made anew when it is older than `KEPT_S`: to make one costs more than to send it."""
+
+    def __init__(self, health: Callable[[], HealthReport]) -> None:
+        self._health = health
+        self._made_at = -math.inf
+        self._reply = Reply(503)
+
+    def now(self) -> Reply:
+        """The reply, at most `KEPT_S` old."""
+        now = time.monotonic()
+        if now - self._made_at >= KEPT_S:
+            report = self._health()
+            self._reply = json_reply(report, status=503 if report.status == "unavailable" else 200)
+            self._made_at = now
+        return self._reply
 
 
 def live(_request: Request, _backend: Backend) -> Reply:
