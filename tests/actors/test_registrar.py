@@ -133,6 +133,34 @@ async def test_what_waits_becomes_one_transaction_up_to_the_bound(store: Store) 
     assert len({answer.stream_id for answer in callers.answers}) == 10
 
 
+async def test_those_who_come_again_behind_their_answer_are_taken_together(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    groups: list[int] = []
+
+    class Slow:
+        async def register(self, commands: Sequence[Command]) -> Committed:
+            groups.append(len(commands))
+            await trio.sleep(0.003)
+            outcomes = [Registered(command.stream_id, b"", replayed=False) for command in commands]
+            return Committed(Appended(0, 1, [], [], {}), outcomes)
+
+    async def client(registrar: Registrar, thinks_s: float) -> None:
+        for _ in range(5):
+            await registrar.create(new(), None)
+            await trio.sleep(thinks_s)
+
+    async with running(Slow()) as registrar, trio.open_nursery() as nursery:
+        for nth in range(8):
+            nursery.start_soon(client, registrar, 0.0001 * nth)
+    assert groups == [8] * 5, "each just misses the next group, and groups of half the size take turns"
+    groups.clear()
+    async with running(Slow()) as registrar:
+        began = trio.current_time()
+        await client(registrar, 0.0)
+        assert trio.current_time() - began == pytest.approx(5 * 0.003)  # who is alone waits for nobody
+
+
 async def test_commands_and_their_refusals_come_to_whoever_gave_them(store: Store, lease: int) -> None:
     of_chain = decode_named(
         id=f"{5 << 32:019d}-{0:010d}",
