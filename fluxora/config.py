@@ -98,7 +98,8 @@ class HttpConfig:
     """The one port. `port` 0 takes any free one. Internal routes exist only while `indexer_worker_token` is set.
 
     `trusted_proxies` are believed in X-Forwarded-For. `cors_origins` are exact, as browsers send them. With `direct`
-    the listener serves complete small requests itself.
+    the listener serves complete small requests itself. Of `max_connections` at most `max_websockets` may be WebSockets,
+    and `max_websockets_per_client` from one address. One that does not answer a ping, sent every `ws_ping_s`, is ended.
     """
 
     access: AccessConfig = AccessConfig()
@@ -114,7 +115,10 @@ class HttpConfig:
     read_head_timeout_s: float = 10.0
     keep_alive_s: float = 30.0
     write_timeout_s: float = 30.0
-    max_connections: int = 10_000
+    max_connections: int = 11_000
+    max_websockets: int = 10_000
+    max_websockets_per_client: int = 100
+    ws_ping_s: float = 30.0
     drain_s: float = 10.0
 
 

@@ -20,8 +20,8 @@
         MigrationMismatch                           the schema is not ours
       RequestError(status)                          a client's request cannot be served as asked
         BadRequest InvalidJson Unauthorized Forbidden NotFound MethodNotAllowed NotAcceptable RequestTimeout
-        Conflict ChainManaged IdempotencyConflict PayloadTooLarge UnsupportedMediaType TooManyRequests
-        Unavailable *
+        Conflict ChainManaged IdempotencyConflict PayloadTooLarge UnsupportedMediaType UpgradeRequired
+        TooManyRequests Unavailable *
       SupervisionError
         RestartIntensityExceeded                    an actor keeps crashing
         StartTimeout                                an actor did not come up in time
@@ -273,8 +273,15 @@ class UnsupportedMediaType(RequestError):
     status = 415
 
 
+class UpgradeRequired(RequestError):
+    """426, with Upgrade: the path speaks another protocol than HTTP, or another version of it."""
+
+    code = "UPGRADE_REQUIRED"
+    status = 426
+
+
 class TooManyRequests(RequestError):
-    """429, with Retry-After: over the caller's rate limit."""
+    """429, with Retry-After: over the caller's rate limit, or over its number of WebSockets."""
 
     code = "RATE_LIMIT_EXCEEDED"
     status = 429

@@ -1,6 +1,6 @@
 """The composition root: builds the tree of actors from a Config, and owns the order in which it starts and stops.
 
-Start: database, migrations, source, then monitor, feed, registrar, front end and the ingest pipeline. Stop: the
+Start: database, migrations, source, then monitor, feed, hub, registrar, front end and the ingest pipeline. Stop: the
 reverse, so that ingest drains into the log before the front end goes, and the database goes last.
 """
 
@@ -16,6 +16,7 @@ import trio
 
 from fluxora import __version__, logs
 from fluxora.actors.feed import Feed
+from fluxora.actors.hub import Hub
 from fluxora.actors.monitor import Monitor
 from fluxora.actors.pipeline import Pipeline
 from fluxora.actors.registrar import Registrar
@@ -49,6 +50,7 @@ class Runtime:
         self._store = store
         self._feed = feed
         self._cache = cache
+        self._hub = Hub(store, feed)
         self._listening: Listening | None = None
         self._monitor: Monitor | None = None
         self._supervisor: Supervisor | None = None
@@ -109,6 +111,7 @@ class Runtime:
             config=config.http,
             store=self._store,
             push=self.push,
+            hub=self._hub,
             health=self.health,
             version=__version__,
             cache=self._cache,
@@ -124,10 +127,13 @@ class Runtime:
             stall_threshold_s=config.pipeline.stall_threshold_s,
             actors=lambda: [] if self._supervisor is None else self._supervisor.statuses(),
             stopping=backend.stopping.is_set,
+            websockets=lambda: backend.sockets.count,
+            announce=self._hub.announce,
         )
         children: list[ChildSpec | Group] = [
             ChildSpec(self._monitor.name, self._monitor.run, drain=self._monitor.drain),
             ChildSpec(self._feed.name, self._feed.run, drain=self._feed.drain),
+            ChildSpec(self._hub.name, self._hub.run, drain=self._hub.drain),
             ChildSpec(registrar.name, registrar.run, drain=registrar.drain, inbox=lambda: registrar.waiting),
             ChildSpec(
                 "http",

@@ -252,6 +252,18 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("FLUXORA_RATE_LIMIT_KEY", "http.limits.key", _rate, "requests a minute with one key or token"),
     Variable("FLUXORA_RATE_LIMIT_ADMIN", "http.limits.admin", _rate, "the same where it has the scope admin"),
     Variable(
+        "FLUXORA_WS_MAX",
+        "http.max_websockets",
+        _integer(1, 1_000_000),
+        "WebSockets that may be open at a time",
+    ),
+    Variable(
+        "FLUXORA_WS_MAX_PER_CLIENT",
+        "http.max_websockets_per_client",
+        _integer(1, 1_000_000),
+        "the same from one address",
+    ),
+    Variable(
         "FLUXORA_TRUSTED_PROXIES",
         "http.trusted_proxies",
         _networks,
@@ -261,6 +273,6 @@ VARIABLES: tuple[Variable, ...] = (
         "FLUXORA_CORS_ORIGINS",
         "http.cors_origins",
         _origins,
-        "origins whose web pages may read answers: scheme://host[:port], separated by commas",
+        "origins whose web pages may read answers and open WebSockets: scheme://host[:port], separated by commas",
     ),
 )

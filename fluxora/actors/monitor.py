@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -22,6 +22,7 @@ from fluxora.actors.status import (
     WebhookStatus,
 )
 from fluxora.errors import StorageUnavailable
+from fluxora.protocol.sockets import ServiceEvent
 from fluxora.storage.store import Store
 
 _PROBE_EVERY_S = 1.0
@@ -43,6 +44,8 @@ class Monitor:
         stall_threshold_s: float,
         actors: Callable[[], list[ActorStatus]],
         stopping: Callable[[], bool],
+        websockets: Callable[[], int] = lambda: 0,
+        announce: Callable[[ServiceEvent, str, int], Awaitable[None]] | None = None,
     ) -> None:
         self._version = version
         self._store = store
@@ -52,6 +55,8 @@ class Monitor:
         self._threshold_s = stall_threshold_s
         self._actors = actors
         self._stopping = stopping
+        self._websockets = websockets
+        self._announce = announce
         self._database = DatabaseStatus(status="unavailable")
         self._began = time.time()
         self._stop = trio.CancelScope()
@@ -62,8 +67,8 @@ class Monitor:
         self._stop.cancel(reason="the monitor is stopping")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Probe until stopped; a stall is logged when it begins and when it ends."""
-        stalled = False
+        """Probe until stopped. A stall is logged when it begins and when it ends, what clients lack is announced."""
+        stalled, lacking = False, ""
         with trio.CancelScope() as self._stop:  # one for each run, since the supervisor may run it again
             await self._probe()
             task_status.started()
@@ -77,6 +82,20 @@ class Monitor:
                     write(
                         "monitor.indexer_stalled" if stalled else "monitor.indexer_recovered", summary=indexer.summary
                     )
+                lacking = await self._tell(lacking, self._lacking(indexer))
+
+    def _lacking(self, indexer: IndexerStatus) -> str:
+        """Why what clients see may be out of date, "" where it is not."""
+        if self._database.status != "ok":
+            return "the database does not answer"
+        return f"the indexer is stalled: {indexer.summary}" if indexer.status == "stalled" else ""
+
+    async def _tell(self, before: str, now: str) -> str:
+        """Announce that the service got worse, or is well again: once each way, whatever the reasons in between."""
+        if self._announce is not None and bool(now) != bool(before):
+            name: ServiceEvent = "service.degraded" if now else "service.recovered"
+            await self._announce(name, now or "up to date again", int(time.time() * 1000))
+        return now
 
     async def _probe(self) -> None:
         try:
@@ -96,6 +115,7 @@ class Monitor:
             status=self._verdict(indexer, actors),
             version=self._version,
             timestamp=_rfc3339(now),
+            ws_connections=self._websockets(),
             indexer=indexer,
             dependencies=Dependencies(database=self._database, stellar_rpc=self._rpc_status()),
             webhooks=WebhookStatus(),

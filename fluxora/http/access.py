@@ -30,10 +30,14 @@ _CHALLENGE = (("www-authenticate", 'Bearer realm="fluxora"'),)
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who asks. `id` is "anonymous", "key:<name>" or "jwt:<sub>"; a credential may do what its scopes say, no more."""
+    """Who asks. `id` is "anonymous", "key:<name>" or "jwt:<sub>"; a credential may do what its scopes say, no more.
+
+    `expires_at` is the Unix second at which a token ends, None for what does not.
+    """
 
     id: str
     scopes: frozenset[str] = frozenset()
+    expires_at: float | None = None
 
     @staticmethod
     def anonymous() -> Principal:
@@ -127,7 +131,7 @@ class Access:
         bearer = self._tokens.read(token.strip(" "))
         if bearer is None:
             raise _refusal()
-        return Principal(bearer.id, bearer.scopes)
+        return Principal(bearer.id, bearer.scopes, bearer.expires_at)
 
     def _known_key(self, text: str) -> Principal | None:
         """The principal of a key that was verified before, None where its hash must be computed."""

@@ -1,4 +1,4 @@
-"""GET /api/admin/access: who may do how much, as this process was told. For operators; no secret is in it."""
+"""For operators: who may do how much, as this process was told, and sending WebSockets away. No secret is in it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import msgspec
 
 from fluxora.http.backend import Backend
 from fluxora.http.exchange import Reply, Request
+from fluxora.http.json_body import read_json
+from fluxora.http.models import Disconnect, NoParameters
+from fluxora.http.reading import read_body, read_query
 from fluxora.http.replies import json_reply
+from fluxora.protocol.sockets import Selector
 
 
 class KeyInfo(msgspec.Struct):
@@ -58,3 +62,28 @@ def access(request: Request, backend: Backend) -> Reply:
             cors_origins=list(config.cors_origins),
         )
     )
+
+
+class Disconnected(msgspec.Struct):
+    """How many WebSockets were told to go."""
+
+    disconnected: int
+
+
+def disconnect(request: Request, backend: Backend) -> Reply:
+    """Close WebSockets with 4403: those subscribed to one stream, those of one principal, or all of this process.
+
+    Raises:
+        BadRequest, UnsupportedMediaType, InvalidJson: it does not say which.
+    """
+    read_query(NoParameters, request.query)
+    wanted = read_body(Disconnect, read_json(request))
+    sockets = backend.sockets
+    if wanted.stream_id is not None:
+        selector = Selector("stream", wanted.stream_id)
+        ended = sockets.disconnect(lambda socket: selector in socket.follows)
+    elif wanted.principal is not None:
+        ended = sockets.disconnect(lambda socket: socket.principal.id == wanted.principal)
+    else:
+        ended = sockets.disconnect(lambda _socket: True)
+    return json_reply(Disconnected(ended))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qsl
 
+import msgspec
 import trio
 from structlog.contextvars import bind_contextvars
 
@@ -25,6 +26,7 @@ from fluxora.http.request_head import RequestHead
 from fluxora.http.routes import TABLE, Match
 
 MAX_QUERY_FIELDS = 100
+TOKEN_PARAMETER = "token"  # noqa: S105 (a name, not a secret)
 _CLIENT_CLOSED = 499  # logged where the client left before its answer; never sent
 
 _log = logs.get("http")
@@ -113,7 +115,7 @@ class Answer:
         if self._pending is None:
             principal = self._known_principal(match)
             if principal is None:
-                principal = await self._verified_principal()
+                principal = await self._verified_principal(match)
             self._admit(match, principal)
             with trio.move_on_after(timeout_s) as reading:
                 body = await read_body()
@@ -138,6 +140,7 @@ class Answer:
             client=self._client,
             principal=principal,
             request_id=self.request_id,
+            upgrade=head.upgrade,
         )
 
     # -- who, and how much -----------------------------------------------------------------------------------------
@@ -148,19 +151,27 @@ class Answer:
             return ANONYMOUS
         access = self._backend.access
         try:
-            return access.at_once(self._head.headers)
+            return access.at_once(self._credentials(match))
         except Unauthorized:
             self._count_failure()
             raise
 
-    async def _verified_principal(self) -> Principal:
+    async def _verified_principal(self, match: Match) -> Principal:
         """As above, by the slow hash; those who fail too often are not let near it."""
         self._hold_back(self._backend.limiter.may_try(self._client))
         try:
-            return await self._backend.access.principal(self._head.headers)
+            return await self._backend.access.principal(self._credentials(match))
         except Unauthorized:
             self._count_failure()
             raise
+
+    def _credentials(self, match: Match) -> tuple[tuple[str, str], ...]:
+        """Headers that may hold a credential; for a WebSocket the token of its query among them."""
+        head = self._head
+        if not match.route.access.socket or not head.query_string:
+            return head.headers
+        tokens = [value for name, value in _query(head.query_string) if name == TOKEN_PARAMETER]
+        return (*head.headers, *(("authorization", f"Bearer {token}") for token in tokens))
 
     def _count_failure(self) -> None:
         self._hold_back(self._backend.limiter.take_failure(self._client))
@@ -179,7 +190,8 @@ class Answer:
         if access.kind is not None:
             self._hold_back(backend.limiter.take(principal, self._client, access.kind))
         if access.scope is not None:
-            anonymous_ok = access.anonymous_ok and not (access.kind == "write" and backend.access.required)
+            closed = backend.access.required and (access.socket or access.kind == "write")
+            anonymous_ok = access.anonymous_ok and not closed
             authorize(principal, access.scope, anonymous_ok=anonymous_ok)
         media_type = match.route.media_type
         accept = joined(self._head.headers, "accept")
@@ -203,7 +215,7 @@ class Answer:
             added = (*added, *self._backend.cors.headers(joined(self._head.headers, "origin")))
         if not added:
             return reply
-        return Reply(reply.status, (*reply.headers, *added), reply.body, reply.chunks)
+        return msgspec.structs.replace(reply, headers=(*reply.headers, *added))
 
     def _note(self, status: int) -> None:
         seconds = time.perf_counter() - self._started

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 import trio
 
+from fluxora.actors.hub import Hub
 from fluxora.actors.status import HealthReport
 from fluxora.actors.stream_cache import StreamCache
 from fluxora.config import HttpConfig
@@ -20,6 +21,7 @@ from fluxora.http.cors import Cors
 from fluxora.http.health import HealthReply
 from fluxora.http.limits import Limiter
 from fluxora.http.metrics import Exposition, HttpMetrics
+from fluxora.http.sockets import Sockets
 from fluxora.protocol.contract import ContractEvent
 from fluxora.protocol.lifecycle import NewStream
 from fluxora.protocol.messages import StreamRecord
@@ -98,6 +100,7 @@ class Backend:
     config: HttpConfig
     store: Store
     push: Push | None
+    hub: Hub
     health: Callable[[], HealthReport]
     version: str
     cache: StreamCache
@@ -110,6 +113,7 @@ class Backend:
     cors: Cors = field(init=False)
     access_log: AccessLog = field(default_factory=AccessLog, init=False)
     metrics: HttpMetrics = field(default_factory=HttpMetrics, init=False)
+    sockets: Sockets = field(init=False)
     exposition: Exposition = field(init=False)
     health_reply: HealthReply = field(init=False)
 
@@ -121,4 +125,5 @@ class Backend:
         self.addresses = ClientAddress(config.trusted_proxies)
         self.cors = Cors(config.cors_origins)
         self.health_reply = HealthReply(self.health)
-        self.exposition = Exposition(self.metrics, self.health, lambda: self.cache)
+        self.sockets = Sockets(self.hub, ping_s=config.ws_ping_s, flush_s=config.write_timeout_s, clock=self.clock)
+        self.exposition = Exposition(self.metrics, self.sockets, self.health, lambda: self.cache)

@@ -12,8 +12,12 @@ from __future__ import annotations
 
 import math
 import os
+from typing import TYPE_CHECKING
 
 import trio
+
+if TYPE_CHECKING:
+    from fluxora.http.websocket import WebSocket
 
 MAX_OFFERED_BYTES = 1 << 20
 WRITE_TIMEOUT_S = 30.0
@@ -29,6 +33,7 @@ class Connection(trio.abc.HalfCloseableStream):
     connection runs inside `scope`, which is given `LINGER_S` to end by itself once the stream is closed. Whoever
     watches over the connections cancels it when `due` (trio's clock) has passed: one comparison now and then instead of
     a timer for each request. `idle`: no byte of a request is here; `overdue`: it was cancelled for a head that is late.
+    `websocket` is what the connection became by an upgrade, and gets all that is received from then on.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Connection(trio.abc.HalfCloseableStream):
         self.due = math.inf
         self.idle = False
         self.overdue = False
+        self.websocket: WebSocket | None = None
         self._transport = transport
         self._max_offered = max_offered_bytes
         self._write_timeout_s = write_timeout_s
@@ -82,6 +88,12 @@ class Connection(trio.abc.HalfCloseableStream):
             await self.send_all(b"")
 
     # -- writing ---------------------------------------------------------------------------------------------------
+
+    def offer_last(self, frame: bytes) -> None:
+        """Write or queue what is said before the end, even where the queue is full. Nothing if the peer is gone."""
+        if not self.offer(frame) and not (self._closed or self._broken):
+            self._offered += frame
+            self._offered_any.set()
 
     def offer(self, frame: bytes) -> bool:
         """Write `frame` now as far as the kernel takes it and queue the rest; False if the peer is gone or too slow.

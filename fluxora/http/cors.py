@@ -50,6 +50,15 @@ class Cors:
             return ()
         return _VARY if origin is None else self._answer.get(origin, _VARY)
 
+    def may_connect(self, origin: str | None, host: str | None) -> bool:
+        """Whether a page of that origin may open a WebSocket, which browsers let every page do.
+
+        Where CORS is on, only those of the origins named and of the host asked; a client without an origin is no page.
+        """
+        if not self._on or origin is None or origin in self._answer:
+            return True
+        return host is not None and origin.partition("://")[2].lower() == host.lower()
+
     def preflight(self, method: str, headers: Iterable[tuple[str, str]]) -> Reply | None:
         """The answer to a browser that asks beforehand, before routes and limits; None where this is no such question.
 

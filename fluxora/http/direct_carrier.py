@@ -21,6 +21,7 @@ from fluxora.http.exchange import ClientLeft, Reply, joined
 from fluxora.http.hypercorn_carrier import HypercornCarrier
 from fluxora.http.replies import new_request_id, rendered, transport_refusal
 from fluxora.http.request_head import END_OF_HEAD, MAX_HEAD_BYTES, Malformed, RequestHead, parse
+from fluxora.http.websocket import WebSocket
 
 MOST_AT_ONCE = 16  # requests of one connection before others have their turn
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -59,7 +60,7 @@ class DirectCarrier:
             except Malformed:
                 break  # not whole yet, or to be refused: by who may wait
             rest = head.size + head.content_length
-            if head.size > MAX_HEAD_BYTES or head.chunked or len(received) < rest:
+            if head.size > MAX_HEAD_BYTES or head.chunked or len(received) < rest or head.upgrade:
                 break
             answer = Answer(self._backend, head, connection.peer)
             reply = answer.at_once(received[head.size : rest])
@@ -90,7 +91,7 @@ class DirectCarrier:
                 turn = Turn(whole)
             rest = await self._serve_one(connection, turn)
             if rest is None:
-                return False
+                return connection.websocket is not None
             if not rest:
                 connection.due, connection.idle = trio.current_time() + self._backend.config.keep_alive_s, True
                 rest = await connection.receive_some(MAX_HEAD_BYTES)
@@ -130,7 +131,10 @@ class DirectCarrier:
         return bytes(head)
 
     async def _serve_one(self, connection: Connection, turn: Turn) -> bytes | None:
-        """Serve the request at the beginning of `turn`; the bytes behind it, None where the connection ends."""
+        """Serve the request at the beginning of `turn`; the bytes behind it.
+
+        None where no request can follow: the connection has ended, or it is a WebSocket now.
+        """
         connection.due = math.inf  # what serves a request has deadlines of its own
         try:
             head = turn.head or parse(turn.received)
@@ -141,7 +145,7 @@ class DirectCarrier:
         if head.size > MAX_HEAD_BYTES:
             await self.refuse(connection, 431)
             return None
-        if not self._backend.config.direct:
+        if not (self._backend.config.direct or head.upgrade):
             connection.replay(turn.received)
             return await self._framework.serve(connection, head)
         answer = turn.answer or Answer(self._backend, head, connection.peer)
@@ -155,6 +159,9 @@ class DirectCarrier:
                 reply = await answer.in_time(body.read)
             except ClientLeft:
                 return None
+        if reply.opens is not None:
+            self._open(connection, answer, head, reply, body.rest)
+            return None
         close = not head.persistent or not body.ended or self._backend.stopping.is_set()
         await connection.reply(_rendered(reply, answer, head, close=close))
         if close:
@@ -164,6 +171,19 @@ class DirectCarrier:
         if rest:
             await trio.lowlevel.checkpoint()  # who sends many requests at once must not keep others waiting
         return rest
+
+    def _open(self, connection: Connection, answer: Answer, head: RequestHead, reply: Reply, received: bytes) -> None:
+        """Make the connection a WebSocket. Nothing is waited for here, so that those that were counted stay counted.
+
+        Raises:
+            trio.BrokenResourceError: the peer is gone.
+        """
+        assert reply.opens is not None
+        if not connection.offer(_rendered(reply, answer, head, close=False)):
+            raise trio.BrokenResourceError("the peer left before its handshake was answered")
+        connection.websocket = WebSocket(connection, reply.opens, self._backend.sockets)
+        if received:
+            connection.websocket.received(received)
 
 
 def _rendered(reply: Reply, answer: Answer, head: RequestHead, *, close: bool) -> bytes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fluxora.actors.audience import SubscriberProtocol
 from fluxora.http.access import Principal
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a client asked for. Header names are lower case; query pairs are decoded and in the client's order.
 
     `params` are the parts of the path that the route names, decoded. `client` is the client's address without port, as
-    far as trusted proxies tell it.
+    far as trusted proxies tell it. `upgrade`: it asks to go on as a WebSocket, and its carrier can do that.
     """
 
     method: str
@@ -37,22 +38,33 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     client: str = ""
     principal: Principal = ANONYMOUS
     request_id: str
+    upgrade: bool = False
 
     def header(self, name: str) -> str | None:
         """The header's value, a repeated one joined with commas (RFC 9110 5.3); None if absent. `name` lower case."""
         return joined(self.headers, name)
 
 
+class Opening(msgspec.Struct, frozen=True, gc=False):
+    """A WebSocket that was granted: to whom, from which address, and what it speaks."""
+
+    protocol: SubscriberProtocol
+    principal: Principal
+    client: str
+
+
 class Reply(msgspec.Struct, frozen=True, gc=False):
     """What goes back. Header names are lower case; content-length, date and connection are the carrier's business.
 
     `chunks` is a body that is made while it is sent, in place of `body`; only routes that say `streams` may have it.
+    `opens` says what the connection goes on as behind a 101.
     """
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
     chunks: AsyncGenerator[bytes, None] | None = None
+    opens: Opening | None = None
 
 
 Pending = Callable[[], Awaitable[Reply]]

@@ -23,6 +23,7 @@ from fluxora.storage.records import StatusName
 MAX_POSITION = 2**63 - 1
 MAX_UNIX_S = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second that RFC 3339 can write
 MAX_LEDGER = 2**32 - 1
+MAX_PRINCIPAL = 259  # characters: jwt: and the longest subject
 MAX_SHOWN = 100  # characters of a client's own text that an error may repeat
 
 STATUSES: tuple[StatusName, ...] = ("active", "paused", "completed", "cancelled")
@@ -129,6 +130,16 @@ def of_json(kind: type, expected: str) -> Reader:
     return Reader(from_text, from_json)
 
 
+def _is_principal(text: str) -> bool:
+    return text == "anonymous" or (text[:4] in {"key:", "jwt:"} and 4 < len(text) <= MAX_PRINCIPAL)
+
+
+def _yes(value: Any) -> bool:
+    if value is not True:
+        raise Invalid("INVALID_VALUE", "true is needed")
+    return True
+
+
 def _amount(low: int | None, rule: str) -> Reader:
     def read(value: Any) -> int:
         try:
@@ -226,6 +237,22 @@ Position = Annotated[
         extra_json_schema={"type": "string", "pattern": "^[0-9]{1,19}$", "format": "position"},
         extra={"read": of_text(integer_text(0, MAX_POSITION), "A position (a string of digits)")},
     ),
+]
+
+PrincipalId = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_PRINCIPAL,
+        description="Whom a credential names: key:<name> or jwt:<sub>; anonymous is who has none.",
+        examples=["jwt:alice"],
+        extra={"read": text_that(_is_principal, "INVALID_FORMAT", "anonymous, key:<name> or jwt:<sub>")},
+    ),
+]
+
+Yes = Annotated[
+    bool,
+    Meta(extra_json_schema={"const": True}, extra={"read": Reader(_yes, _yes)}),
 ]
 
 # The text is all that its reader sees: the model that has the filters puts the position in its place.

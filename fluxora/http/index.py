@@ -18,6 +18,7 @@ LINKS = {
     "treasury": "/api/treasury/{address}{?asOf}",
     "exportStreams": "/api/export/streams.csv{?status,sender,recipient,contractId,order,asOf}",
     "exportEvents": "/api/export/events.ndjson{?after,streamId,event,contractId,ledgerFrom,ledgerTo}",
+    "webSocket": "/ws/streams{?token}",
     "metrics": "/metrics",
     "openapi": "/openapi.json",
     "docs": "/docs",

@@ -21,6 +21,8 @@ from fluxora.http.connection import LINGER_S, Connection
 from fluxora.http.direct_carrier import DirectCarrier, Turn
 from fluxora.http.hypercorn_carrier import HypercornCarrier
 from fluxora.http.lobby import Lobby
+from fluxora.http.sockets import Work
+from fluxora.http.websocket import WebSocket
 
 if sys.platform != "win32":  # which has no such limit
     import resource
@@ -30,6 +32,7 @@ MAX_REFUSING = 64  # connections over the limit that are told so at a time; the 
 RESERVED_FILES = 256  # descriptors for everything else: the database, RPC endpoints, connections that are refused
 WATCH_EVERY_S = 0.25
 ACCEPT_AGAIN_S = 0.1
+SOCKET_BYTES = 4_096  # read from a WebSocket in one turn: its messages are small, and a flood of them waits its turn
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 _log = logs.get("http")
@@ -81,6 +84,8 @@ class Front:
         self._most = _affordable(backend.config.max_connections)
         self._carrier = DirectCarrier(backend, HypercornCarrier(create_app(backend), backend.metrics))
         self._connections: set[Connection] = set()
+        self._sockets = backend.sockets
+        self._sockets.serve_with(self._attend, self.lobby.leave)
         self._refusing = 0
         self._ended = trio.Event()  # replaced after each connection that ends; `drain` waits on it
 
@@ -115,11 +120,25 @@ class Front:
         if not self.lobby.rest(connection):
             self._drop(connection)
 
+    def _rest_open(self, connection: Connection, socket: WebSocket) -> None:
+        """A new WebSocket goes where connections rest, unless its first bytes, or ours, were its last."""
+        if self._stopping.is_set():
+            self._sockets.drain()
+        if not socket.ending and not self.lobby.rest(connection):
+            self._drop(connection)
+
     def _arrive(self, connection: Connection) -> None:
         """Something came on a resting connection."""
+        socket, turn = connection.websocket, None
         try:
-            received = connection.receive_nowait()
-            turn = self._carrier.serve_at_once(connection, received) if received else None
+            if socket is not None:
+                received = connection.receive_nowait(SOCKET_BYTES)
+                if received:
+                    socket.received(received)
+                    return
+            else:
+                received = connection.receive_nowait()
+                turn = self._carrier.serve_at_once(connection, received) if received else None
         except trio.WouldBlock:
             return
         except trio.BrokenResourceError:
@@ -149,22 +168,49 @@ class Front:
         except* Exception:  # noqa: BLE001 (a defect, logged; it costs this connection and no other)
             _log.exception("http.connection_failed")
         finally:
-            if rests and not self._stopping.is_set() and connection.is_open:
+            if connection.websocket is not None and connection.is_open:
+                self._rest_open(connection, connection.websocket)
+            elif rests and not self._stopping.is_set() and connection.is_open:
                 self._rest(connection, self._config.keep_alive_s)
             else:
+                self._drop(connection)
+
+    def _attend(self, connection: Connection, work: Work) -> None:
+        """Work for a WebSocket that has to wait, beside the lobby that goes on reading what it sends."""
+        self._nursery.start_soon(self._beside, connection, work)
+
+    async def _beside(self, connection: Connection, work: Work) -> None:
+        """Raises nothing but cancellation; the connection ends with work that fails or says so."""
+        lasts = False
+        try:
+            lasts = await work()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            _log.debug("http.peer_left")
+        except* Exception:  # noqa: BLE001 (a defect, logged; it costs this connection and no other)
+            _log.exception("http.connection_failed")
+        finally:
+            if not lasts:
                 self._drop(connection)
 
     def _drop(self, connection: Connection) -> None:
         self.lobby.leave(connection)
         connection.abort()
+        if connection.websocket is not None:
+            connection.websocket.left()
         self._connections.discard(connection)
         self._metrics.connections = len(self._connections)
         self._ended.set()
         self._ended = trio.Event()
 
     async def drain(self) -> None:
-        """Let requests in flight finish, for `drain_s` at most; connections without one close now."""
+        """Let requests in flight finish, for `drain_s` at most; connections without one close now.
+
+        WebSockets are told, and have the same time to hear it.
+        """
+        self._sockets.drain()
         for connection in tuple(self._connections):
+            if connection.websocket is not None:
+                continue
             if connection in self.lobby:
                 self._drop(connection)
             elif connection.idle:
@@ -181,15 +227,22 @@ class Front:
             self.lobby.leave(connection)
             connection.scope.cancel()
             connection.abort()  # a send under Hypercorn's shield does not see the cancellation
+            if connection.websocket is not None:
+                connection.websocket.left()
 
     async def watch(self) -> None:
-        """End connections that have rested for too long, and give up heads that are overdue, until cancelled."""
-        period_s = min(WATCH_EVERY_S, self._config.read_head_timeout_s / 2)
+        """End connections that have rested for too long, and give up heads that are overdue, until cancelled.
+
+        The same loop is the clock of WebSockets.
+        """
+        period_s = min(WATCH_EVERY_S, self._config.read_head_timeout_s / 2, self._config.ws_ping_s / 2)
         while True:
             await trio.sleep(period_s)
             now = trio.current_time()
             for connection in [one for one in self._connections if one.due <= now]:
-                if connection in self.lobby:
+                if connection.websocket is not None:
+                    connection.websocket.beat(now)
+                elif connection in self.lobby:
                     self._drop(connection)
                 else:
                     connection.overdue = not connection.idle

@@ -20,6 +20,7 @@ from fluxora.http.exchange import Reply, Request
 
 if TYPE_CHECKING:
     from fluxora.http.backend import Backend
+    from fluxora.http.sockets import Sockets
 
 BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -98,12 +99,25 @@ class Exposition:
     """Renders the registry of one runtime."""
 
     def __init__(
-        self, http: HttpMetrics, health: Callable[[], HealthReport], cache: Callable[[], StreamCache | None]
+        self,
+        http: HttpMetrics,
+        sockets: Sockets,
+        health: Callable[[], HealthReport],
+        cache: Callable[[], StreamCache | None],
     ) -> None:
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
-        self._registry.register(_Families((http.collect, lambda: _of_health(health()), lambda: _of_cache(cache()))))
+        self._registry.register(
+            _Families(
+                (
+                    http.collect,
+                    lambda: _of_sockets(sockets),
+                    lambda: _of_health(health()),
+                    lambda: _of_cache(cache()),
+                )
+            )
+        )
 
     def render(self) -> bytes:
         """The text format, version 0.0.4."""
@@ -149,6 +163,23 @@ def _of_health(report: HealthReport) -> Iterable[Metric]:
     info = GaugeMetricFamily("fluxora_build_info", "The version, as a label.", labels=["version"])
     info.add_metric([report.version], 1)
     yield info
+
+
+def _of_sockets(sockets: Sockets) -> Iterable[Metric]:
+    yield GaugeMetricFamily("fluxora_websocket_connections", "Open WebSockets.", value=sockets.count)
+    yield CounterMetricFamily(
+        "fluxora_websocket_messages", "Messages that clients sent, refused ones too.", value=sockets.messages
+    )
+    errors = CounterMetricFamily(
+        "fluxora_websocket_errors", "Messages that were answered with an error.", labels=["code"]
+    )
+    for error, count in sockets.errors.items():
+        errors.add_metric([error], count)
+    yield errors
+    closed = CounterMetricFamily("fluxora_websocket_closed", "WebSockets that ended.", labels=["code"])
+    for code, count in sockets.closed.items():
+        closed.add_metric([str(code)], count)
+    yield closed
 
 
 def _of_cache(cache: StreamCache | None) -> Iterable[Metric]:

@@ -25,10 +25,12 @@ from fluxora.http.fields import (
     Order,
     Position,
     PositiveAmount,
+    PrincipalId,
     Status,
     StreamId,
     StreamLimit,
     UnixSeconds,
+    Yes,
 )
 from fluxora.http.reading import Draft
 from fluxora.protocol import cursors
@@ -173,3 +175,18 @@ class StatusChange(msgspec.Struct, frozen=True, kw_only=True, rename="camel", fo
     """The status that a stream is to have."""
 
     status: Status
+
+
+class Disconnect(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The WebSockets that are to go: those subscribed to one stream, those of one principal, or all of them."""
+
+    stream_id: Annotated[StreamId, Meta(description="Those subscribed to this stream by its id.")] | None = None
+    principal: Annotated[PrincipalId, Meta(description="Those of key:<name>, jwt:<sub> or anonymous.")] | None = None
+    all: Annotated[Yes, Meta(description="true: every one.")] | None = None
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """One of the three, and no more."""
+        given = [name for name in ("stream_id", "principal", "all") if draft.get(name) is not None]
+        if len(given) != 1 and not draft.failed("stream_id", "principal", "all"):
+            draft.fail(given[1] if given else "all", "INVALID_VALUE", "One of streamId, principal and all is needed")

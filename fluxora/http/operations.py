@@ -13,10 +13,10 @@ import msgspec
 
 from fluxora.actors.status import HealthReport
 from fluxora.http import reply_models as shown
-from fluxora.http.admin import AccessReport
+from fluxora.http.admin import AccessReport, Disconnected
 from fluxora.http.exports import ExportEvents, ExportStreams
 from fluxora.http.fields import EXAMPLE_RECIPIENT, EXAMPLE_SENDER, Address, StreamId
-from fluxora.http.models import AllEvents, ListStreams, NewStream, OneStream, StatusChange, StreamEvents
+from fluxora.http.models import AllEvents, Disconnect, ListStreams, NewStream, OneStream, StatusChange, StreamEvents
 from fluxora.http.pushed_event import IngestRequest
 from fluxora.http.treasury import TreasuryQuery, TreasuryReply
 
@@ -261,6 +261,18 @@ ADMIN_ACCESS = Operation(
     tag="Administration",
     summary="Who may do what, and how much",
     replies={200: Answered(description="Credentials without their secrets, and limits", body=AccessReport)},
+    refusals=(404,),
+)
+
+ADMIN_DISCONNECT = Operation(
+    id="disconnectWebSockets",
+    tag="Administration",
+    summary="Send WebSockets away",
+    description="They are closed with 4403, after which a client does not come back by itself. Exactly one member says "
+    "which: those subscribed to one stream by its id, those of one principal, or all of this process.",
+    body=Disconnect,
+    example={"principal": "jwt:alice"},
+    replies={200: Answered(description="How many were told to go", body=Disconnected)},
     refusals=(404,),
 )
 

@@ -51,7 +51,7 @@ _TRANSPORT_REFUSALS: dict[int, tuple[str, str]] = {
 }
 
 _OVERRIDABLE = frozenset(name for name, _ in SECURITY_HEADERS)
-_WITHOUT_LENGTH = frozenset((204, 304))  # for a 304 it would name the length of another representation
+_WITHOUT_LENGTH = frozenset((101, 204, 304))  # for a 304 it would name the length of another representation
 _SECURITY = "".join(f"{name}: {value}\r\n" for name, value in SECURITY_HEADERS)
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 

@@ -45,6 +45,7 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     (0 where another server read it).
     `content_length` is 0 where there is no body; with `chunked` it says nothing. `persistent`: another
     request may follow on the connection (never in HTTP/1.0). `waits`: it sends its body only after "100 Continue".
+    `upgrade`: it asks to go on as a WebSocket (a GET of HTTP/1.1 without a body, on a connection that is to stay).
     """
 
     method: str
@@ -56,6 +57,7 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     chunked: bool = False
     persistent: bool = True
     waits: bool = False
+    upgrade: bool = False
 
 
 def parse(data: bytes) -> RequestHead:
@@ -99,6 +101,7 @@ def parse(data: bytes) -> RequestHead:
         chunked=message.chunked,
         persistent=modern and message.persistent,
         waits=modern and message.waits,
+        upgrade=modern and message.upgrade and method == b"GET",
     )
 
 
@@ -109,6 +112,7 @@ class _Message(msgspec.Struct, frozen=True, gc=False):
     chunked: bool = False
     persistent: bool = True
     waits: bool = False
+    upgrade: bool = False
 
 
 _PLAIN: Final = _Message()
@@ -126,8 +130,21 @@ def _framed(framing: dict[str, str], *, modern: bool) -> _Message:
             raise Malformed("the transfer coding is not supported", 501)
     if length is not None and not _LENGTH.fullmatch(length):
         raise Malformed("content-length is not a number")
-    options = {part.strip(" \t").lower() for part in framing.get("connection", "").split(",")}
-    return _Message(int(length or 0), coding is not None, "close" not in options, "expect" in framing)
+    options = _options(framing.get("connection", ""))
+    persistent, size = "close" not in options, int(length or 0)
+    asks = "upgrade" in options and "websocket" in _options(framing.get("upgrade", ""))
+    return _Message(
+        content_length=size,
+        chunked=coding is not None,
+        persistent=persistent,
+        waits="expect" in framing,
+        upgrade=asks and persistent and not size and coding is None,
+    )
+
+
+def _options(listed: str) -> set[str]:
+    """The members of a header that is a list, lower case."""
+    return {part.strip(" \t").lower() for part in listed.split(",")}
 
 
 def origin_form(target: str) -> str:

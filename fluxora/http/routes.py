@@ -29,6 +29,7 @@ from fluxora.http import (
     replies,
     streams,
     treasury,
+    upgrade,
     writes,
 )
 from fluxora.http.backend import Backend
@@ -41,20 +42,25 @@ class Access(msgspec.Struct, frozen=True):
     """Who may ask, and which limit counts.
 
     `kind` names the limit (None: none). `scope` is what a credential needs, nobody too unless `anonymous_ok`.
-    `identifies`: credentials are looked at, so that a wrong one is refused.
+    `identifies`: credentials are looked at, so that a wrong one is refused. `socket`: a connection that stays open,
+    which FLUXORA_AUTH=required closes to nobody as it closes writes; its token may stand in the query, since a browser
+    cannot set headers there.
     """
 
     kind: Literal["read", "write"] | None = None
     scope: str | None = None
     anonymous_ok: bool = True
     identifies: bool = True
+    socket: bool = False
 
 
 EXEMPT = Access(identifies=False)  # health and metrics must answer whoever asks however often; ingest has its own token
 PUBLIC = Access("read")
 READ = Access("read", "streams:read")
 WRITE = Access("write", "streams:write")
+SOCKET = Access("read", "streams:read", socket=True)
 ADMIN = Access("read", "admin", anonymous_ok=False)
+ADMIN_WRITE = Access("write", "admin", anonymous_ok=False)
 
 
 def _always(_backend: Backend) -> bool:
@@ -131,7 +137,16 @@ ROUTES: tuple[Route, ...] = (
         streams=True,
         media_type="application/x-ndjson",
     ),
+    Route("GET", "/ws/streams", upgrade.upgrade, SOCKET, media_type="*/*"),
     Route("GET", "/api/admin/access", admin.access, ADMIN, operations.ADMIN_ACCESS, open=admin.is_open),
+    Route(
+        "POST",
+        "/api/admin/ws/disconnect",
+        admin.disconnect,
+        ADMIN_WRITE,
+        operations.ADMIN_DISCONNECT,
+        open=admin.is_open,
+    ),
     Route(
         "POST",
         "/internal/indexer/contract-events",

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import trio
 from front import Server, report
 
 from fluxora.actors.dedup import Deduplicator
+from fluxora.actors.feed import Feed
 from fluxora.actors.guard import Guard
+from fluxora.actors.hub import Hub
 from fluxora.actors.parcel import Parcel, Rewind
 from fluxora.actors.progress import Progress
 from fluxora.actors.recorder import Recorder
@@ -23,6 +25,13 @@ from fluxora.protocol.chain import KnownChain, LedgerBatch
 from fluxora.storage.store import Appended, Store, open_store
 
 Start = Callable[..., Awaitable[Server]]
+
+
+class Live(NamedTuple):
+    """What tells WebSockets of the log."""
+
+    feed: Feed
+    hub: Hub
 
 
 @pytest.fixture(params=["direct", "framework"])
@@ -39,6 +48,7 @@ def start(nursery: trio.Nursery, carrier: str) -> Start:
         of_backend = {
             "store": None,  # for routes that never ask it
             "push": None,
+            "hub": None,
             "health": report,
             "version": "1.2.3",
             "cache": None,
@@ -66,6 +76,16 @@ async def store(storage_config: StorageConfig) -> AsyncIterator[Store]:
 def cache(store: Store) -> StreamCache:
     """A read cache that is told of what `record`, `push` and `writes` commit."""
     return StreamCache(store, trusted=lambda: True)
+
+
+@pytest.fixture
+async def live(store: Store, cache: StreamCache, nursery: trio.Nursery) -> Live:
+    """A running feed and the hub behind it, which tell of what `live.publish` is given."""
+    feed = Feed(store, cache=cache)
+    hub = Hub(store, feed)
+    await nursery.start(feed.run)
+    await nursery.start(hub.run)
+    return Live(feed, hub)
 
 
 @pytest.fixture

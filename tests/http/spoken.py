@@ -168,7 +168,7 @@ READS = (
     missing("/api/admin/nothing"),
     missing("/api/admin/access", "Authorization: Bearer x"),
     missing(INGEST, method="POST", body={"events": []}, unread=True),
-    missing("/ws/streams", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"),
+    missing("/ws/nothing", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"),
     missing("h.example:443", method="CONNECT"),
     missing("*", method="OPTIONS"),
     wrong_method("OPTIONS", "/api/streams"),

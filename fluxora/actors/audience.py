@@ -1,0 +1,216 @@
+"""Who follows what, and what of a batch of events goes to whom. No waiting in here: the hub decides when to yield.
+
+A batch is dealt out to those who follow something of it at the moment when it begins; the bytes for one subscriber go
+out in one piece. Each event is encoded and framed once for each protocol, and those of whose subscriptions the same
+ones were hit share one joined piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, Protocol
+
+import trio
+
+from fluxora.protocol import frames, sockets
+from fluxora.protocol.messages import LogEvent
+from fluxora.protocol.sockets import Selector
+
+SubscriberProtocol = Literal["v2", "broadcast", "sse"]
+DropReason = Literal["slow"]
+
+FRAMED: dict[SubscriberProtocol, Callable[[LogEvent], bytes]] = {
+    "v2": lambda event: frames.text(sockets.stream_update(event)),
+    "broadcast": lambda event: frames.text(sockets.broadcast(event)),
+    "sse": sockets.sse,
+}
+"""An event as a connection of each protocol carries it."""
+
+
+class Subscriber(Protocol):
+    """A connection as the hub sees it."""
+
+    @property
+    def protocol(self) -> SubscriberProtocol:
+        """What it speaks; never changes."""
+        ...
+
+    def offer(self, data: bytes) -> bool:
+        """Take whole frames now, without waiting; False, and nothing of them taken, if it is too slow or gone."""
+        ...
+
+    def drop(self, reason: DropReason) -> None:
+        """The hub has let it go: it gets nothing any more, and is to be closed. Does not wait."""
+        ...
+
+    async def drained(self) -> bool:
+        """Wait until all that was offered is written, at most as long as a peer may read nothing; False if it is gone."""
+        ...
+
+
+class Member:
+    """What the audience knows of one subscriber.
+
+    `live` are its subscriptions, and for each the position above which everything that matches has been told or will
+    be. `turn` is held by whoever catches up for it, `ended` tells of selectors given up meanwhile (`on_ended`).
+    """
+
+    __slots__ = ("live", "on_ended", "turn")
+
+    def __init__(self) -> None:
+        self.live: dict[Selector, int] = {}
+        self.turn = trio.Lock()
+        self.on_ended: Callable[[Selector, int | None], None] | None = None
+
+
+class _Batch:
+    """Events on their way out: `due` are those who have not been offered theirs, with the selectors that were hit."""
+
+    def __init__(self, events: Sequence[LogEvent], hits: dict[Selector, list[int]]) -> None:
+        self.due: dict[Subscriber, tuple[Selector, ...]] = {}
+        self._events = events
+        self._hits = hits
+        self._framed: dict[SubscriberProtocol, list[bytes | None]] = {}
+
+    def piece(self, protocol: SubscriberProtocol, selectors: tuple[Selector, ...]) -> tuple[bytes, int]:
+        """What matches any of `selectors`, in position order and joined, and how many events that is."""
+        if len(selectors) == 1:
+            wanted: Iterable[int] = self._hits[selectors[0]]
+        else:
+            wanted = sorted({at for selector in selectors for at in self._hits[selector]})
+        framed = self._framed.get(protocol)
+        if framed is None:
+            framed = self._framed[protocol] = [None] * len(self._events)
+        parts = [framed[at] or self._frame(protocol, framed, at) for at in wanted]
+        return b"".join(parts), len(parts)
+
+    def _frame(self, protocol: SubscriberProtocol, framed: list[bytes | None], at: int) -> bytes:
+        made = framed[at] = FRAMED[protocol](self._events[at])
+        return made
+
+
+class Audience:
+    """Subscribers by what they follow. `drop` is called with whoever does not take what is offered."""
+
+    def __init__(self, drop: Callable[[Subscriber], None]) -> None:
+        self.members: dict[Subscriber, Member] = {}
+        self.told = 0  # events times those who were offered them
+        self._drop = drop
+        self._followers: dict[Selector, set[Subscriber]] = {}
+        self._batch: _Batch | None = None
+
+    @property
+    def subscriptions(self) -> int:
+        """How many there are, over all subscribers."""
+        return sum(map(len, self._followers.values()))
+
+    def member(self, subscriber: Subscriber) -> Member:
+        """The subscriber, taken in if it is new."""
+        member = self.members.get(subscriber)
+        if member is None:
+            member = self.members[subscriber] = Member()
+        return member
+
+    def follow(self, subscriber: Subscriber, selector: Selector, after: int) -> None:
+        """Deal out to it what matches from the next batch on; everything above `after` is told then, or was before."""
+        live = self.member(subscriber).live
+        live[selector] = min(after, live.get(selector, after))
+        self._followers.setdefault(selector, set()).add(subscriber)
+
+    def unfollow(self, subscriber: Subscriber, selector: Selector) -> None:
+        """From the next batch on; what is due of this one is offered now."""
+        self.settle(subscriber)
+        member = self.members.get(subscriber)
+        if member is not None:
+            self._remove(subscriber, selector)
+            after = member.live.pop(selector, None)
+            if member.on_ended is not None:
+                member.on_ended(selector, after)
+
+    def forget(self, subscriber: Subscriber) -> None:
+        """It has left; nothing goes to it any more."""
+        member = self.members.pop(subscriber, None)
+        if member is None:
+            return
+        if self._batch is not None:
+            self._batch.due.pop(subscriber, None)
+        for selector in member.live:
+            self._remove(subscriber, selector)
+
+    def _remove(self, subscriber: Subscriber, selector: Selector) -> None:
+        followers = self._followers.get(selector)
+        if followers is not None:
+            followers.discard(subscriber)
+            if not followers:
+                del self._followers[selector]
+
+    def deal_out(self, events: Sequence[LogEvent], selectors: Sequence[tuple[Selector, ...]]) -> Iterator[int]:
+        """Begin a batch, of whose events `selectors` are what they match; what was due of the one before goes out first.
+
+        Every step of the iterator offers one subscriber its piece; it yields how many have been served.
+        """
+        self.finish()
+        hits: dict[Selector, list[int]] = {}
+        for at, matched in enumerate(selectors):
+            for selector in matched:
+                if selector in self._followers:
+                    hits.setdefault(selector, []).append(at)
+        batch = self._batch = _Batch(events, hits)
+        groups = self._groups(hits)
+        for (_, hit), subscribers in groups.items():
+            for subscriber in subscribers:
+                batch.due[subscriber] = hit
+        return self._serve(batch, groups)
+
+    def _groups(
+        self, hits: dict[Selector, list[int]]
+    ) -> dict[tuple[SubscriberProtocol, tuple[Selector, ...]], list[Subscriber]]:
+        """Subscribers by what they are to get: their protocol and the selectors of theirs that were hit."""
+        hit_of: dict[Subscriber, list[Selector]] = {}
+        for selector in hits:
+            for subscriber in self._followers[selector]:
+                found = hit_of.get(subscriber)
+                if found is None:
+                    hit_of[subscriber] = [selector]
+                else:
+                    found.append(selector)
+        groups: dict[tuple[SubscriberProtocol, tuple[Selector, ...]], list[Subscriber]] = {}
+        for subscriber, found in hit_of.items():
+            groups.setdefault((subscriber.protocol, tuple(found)), []).append(subscriber)
+        return groups
+
+    def _serve(
+        self, batch: _Batch, groups: dict[tuple[SubscriberProtocol, tuple[Selector, ...]], list[Subscriber]]
+    ) -> Iterator[int]:
+        served = 0
+        for (protocol, hit), subscribers in groups.items():
+            piece: tuple[bytes, int] | None = None
+            for subscriber in subscribers:
+                if batch.due.pop(subscriber, None) is None:
+                    continue  # it left, or had its piece early
+                if piece is None:
+                    piece = batch.piece(protocol, hit)
+                self._give(subscriber, piece)
+                served += 1
+                yield served
+
+    def settle(self, subscriber: Subscriber) -> None:
+        """Offer now what is due to it of the batch that is on its way out."""
+        if self._batch is not None:
+            hit = self._batch.due.pop(subscriber, None)
+            if hit is not None:
+                self._give(subscriber, self._batch.piece(subscriber.protocol, hit))
+
+    def finish(self) -> None:
+        """Offer now whatever is due."""
+        batch, self._batch = self._batch, None
+        while batch is not None and batch.due:
+            subscriber, hit = batch.due.popitem()
+            self._give(subscriber, batch.piece(subscriber.protocol, hit))
+
+    def _give(self, subscriber: Subscriber, piece: tuple[bytes, int]) -> None:
+        data, events = piece
+        if subscriber.offer(data):
+            self.told += events
+        else:
+            self._drop(subscriber)
