@@ -8,13 +8,16 @@ ones were hit share one joined piece.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import trio
 
 from fluxora.protocol import frames, sockets
 from fluxora.protocol.messages import LogEvent
 from fluxora.protocol.sockets import Selector
+
+if TYPE_CHECKING:
+    from fluxora.actors.catch_up import CatchUp
 
 SubscriberProtocol = Literal["v2", "broadcast", "sse"]
 DropReason = Literal["slow"]
@@ -44,7 +47,7 @@ class Subscriber(Protocol):
         ...
 
     async def drained(self) -> bool:
-        """Wait until all that was offered is written, at most as long as a peer may read nothing; False if it is gone."""
+        """Wait until all that was offered is written, as long as the peer reads at all; False if it is gone."""
         ...
 
 
@@ -52,15 +55,15 @@ class Member:
     """What the audience knows of one subscriber.
 
     `live` are its subscriptions, and for each the position above which everything that matches has been told or will
-    be. `turn` is held by whoever catches up for it, `ended` tells of selectors given up meanwhile (`on_ended`).
+    be. `catching_up` are those that are not live yet: one at a time, which holds the `turn`, and others that wait.
     """
 
-    __slots__ = ("live", "on_ended", "turn")
+    __slots__ = ("catching_up", "live", "turn")
 
     def __init__(self) -> None:
         self.live: dict[Selector, int] = {}
         self.turn = trio.Lock()
-        self.on_ended: Callable[[Selector, int | None], None] | None = None
+        self.catching_up: list[CatchUp] = []
 
 
 class _Batch:
@@ -117,15 +120,20 @@ class Audience:
         live[selector] = min(after, live.get(selector, after))
         self._followers.setdefault(selector, set()).add(subscriber)
 
-    def unfollow(self, subscriber: Subscriber, selector: Selector) -> None:
-        """From the next batch on; what is due of this one is offered now."""
+    def unfollow(self, subscriber: Subscriber, selector: Selector, head: int) -> None:
+        """From the next batch on; what is due of this one, which ends at `head`, is offered now."""
         self.settle(subscriber)
         member = self.members.get(subscriber)
         if member is not None:
             self._remove(subscriber, selector)
             after = member.live.pop(selector, None)
-            if member.on_ended is not None:
-                member.on_ended(selector, after)
+            told = [] if after is None else [(after, head)]
+            for one in member.catching_up:
+                if one.selector == selector:
+                    told.append((one.after, one.told))
+                    one.give_up()
+            for one in member.catching_up:
+                one.leave_out(selector, told)
 
     def forget(self, subscriber: Subscriber) -> None:
         """It has left; nothing goes to it any more."""
@@ -145,7 +153,7 @@ class Audience:
                 del self._followers[selector]
 
     def deal_out(self, events: Sequence[LogEvent], selectors: Sequence[tuple[Selector, ...]]) -> Iterator[int]:
-        """Begin a batch, of whose events `selectors` are what they match; what was due of the one before goes out first.
+        """Begin a batch; `selectors` are what each event matches. What was due of the one before goes out first.
 
         Every step of the iterator offers one subscriber its piece; it yields how many have been served.
         """
@@ -203,10 +211,11 @@ class Audience:
 
     def finish(self) -> None:
         """Offer now whatever is due."""
-        batch, self._batch = self._batch, None
+        batch = self._batch
         while batch is not None and batch.due:
             subscriber, hit = batch.due.popitem()
             self._give(subscriber, batch.piece(subscriber.protocol, hit))
+        self._batch = None
 
     def _give(self, subscriber: Subscriber, piece: tuple[bytes, int]) -> None:
         data, events = piece

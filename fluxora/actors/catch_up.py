@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Protocol, TypeVar
 
@@ -46,47 +46,49 @@ class Live(Protocol):
 class CatchUp:
     """Offers what matches `selector` above `after`, as far as the hub has come, and other subscriptions have not told.
 
-    `through` is how far it has come. Where it is looking, the feed still has the log in memory, or else PostgreSQL
-    does; by the end it goes without waiting, and so meets the hub however fast that is.
+    `told` is the position up to which that was done. What it reads is in the feed's memory, or else in PostgreSQL; the
+    last of it is, and is read without waiting, so it meets the hub however fast that is.
     """
 
     def __init__(self, hub: Live, audience: Audience, subscriber: Subscriber, selector: Selector, after: int) -> None:
-        self.through = after
+        self.selector = selector
+        self.after = after
+        self.told = after
+        self._through = after  # what was looked at, and may be on its way out
         self._hub = hub
         self._audience = audience
         self._subscriber = subscriber
-        self._selector = selector
         self._member = audience.member(subscriber)
         self._framed = FRAMED[subscriber.protocol]
         self._given_up = False
         self._ended: deque[tuple[Selector, int, int]] = deque(maxlen=ENDED_KEPT)  # selector, after, through
 
-    def on_ended(self, selector: Selector, after: int | None) -> None:
-        """The subscriber has given `selector` up, which brought it everything above `after` (None: it was not live)."""
-        if selector == self._selector:
-            self._given_up = True
-        if after is not None:
-            self._ended.append((selector, after, self._hub.head))
+    def give_up(self) -> None:
+        """The subscriber does not want it any more."""
+        self._given_up = True
+
+    def leave_out(self, selector: Selector, told: Iterable[tuple[int, int]]) -> None:
+        """A subscription to `selector` has ended, which told what is above the first position and up to the second."""
+        self._ended.extend((selector, after, through) for after, through in told)
 
     @property
     def _over(self) -> bool:
         return self._given_up or self._audience.members.get(self._subscriber) is not self._member
 
     async def run(self, store: Store, feed: Feed, reading: trio.CapacityLimiter) -> bool:
-        """Catch up; True once everything up to the hub's head is offered, and nobody has run since. False if it is over.
+        """Catch up; True once all up to the hub's head is offered and nobody has run since, False if it is over.
 
         `reading` bounds how many read from the log at a time.
         """
         parties = Parties(store, streams=STREAMS)
-        if self._selector.kind == "stream" and not self._over:
+        if self.selector.kind == "stream" and not self._over:
             await self._read_stream(parties, store, reading)
-        while not self._over and self.through < self._hub.head:
-            async with reading, aclosing(feed.follow(self.through)) as batches:
+        while not self._over and self._through < self._hub.head:
+            async with reading, aclosing(feed.follow(self._through)) as batches:
                 batch = await anext(batches)
-                if parties.unknown(batch):
-                    await self._hub.patiently(lambda batch=batch: parties.recall(batch))  # type: ignore[misc]
+                await self._recall(parties, batch)
             await self._tell(parties, batch)
-            if self.through < self._hub.head:
+            if self._through < self._hub.head:
                 await self._pace()
         return not self._over
 
@@ -94,38 +96,54 @@ class CatchUp:
         """The stream's own part of the log, by its index, as far as the hub was when it was last asked for."""
         while not self._over:
             head = self._hub.head
-            query = EventQuery(stream_id=self._selector.value, after=self.through, limit=PAGE)
+            query = EventQuery(stream_id=self.selector.value, after=self._through, limit=PAGE)
             async with reading:
                 page = await self._hub.patiently(lambda query=query: store.events(query))  # type: ignore[misc]
-                if parties.unknown(page):
-                    await self._hub.patiently(lambda page=page: parties.recall(page))  # type: ignore[misc]
-            await self._tell(parties, page)
-            if len(page) < PAGE or page[-1].position > head:
-                if not self._over:
-                    self.through = max(self.through, head)
+                await self._recall(parties, page)
+            if await self._tell(parties, page) and (len(page) < PAGE or page[-1].position > head):
+                self._through = max(self._through, head)
                 return
             await self._pace()
 
-    async def _tell(self, parties: Parties, events: Sequence[LogEvent]) -> None:
-        """Offer what matches of `events`, up to the hub's head; waits only where the subscriber has to be waited for."""
+    async def _tell(self, parties: Parties, events: Sequence[LogEvent]) -> bool:
+        """Offer what matches of `events`, up to the hub's head; waits only where the subscriber has to be waited for.
+
+        False if it stopped before: it is over, or parties have to be recalled first.
+        """
+        stream_id = self.selector.value if self.selector.kind == "stream" else None
         piece: list[bytes] = []
         size = 0
         for looked_at, event in enumerate(events, 1):
             if event.position > self._hub.head:
                 break
-            selectors = parties.selectors(event)
-            if self._selector in selectors and not self._was_told(event.position, selectors):
-                frame = self._framed(event)
-                piece.append(frame)
-                size += len(frame)
-            self.through = event.position
+            if stream_id is None or event.stream_id == stream_id:
+                if parties.unknown((event,)) and self._by_address:
+                    await self._offer(piece)
+                    return False  # an address is followed only since `events` were read
+                selectors = parties.selectors(event)
+                if self.selector in selectors and not self._was_told(event.position, selectors):
+                    frame = self._framed(event)
+                    piece.append(frame)
+                    size += len(frame)
+            self._through = event.position
             if size >= PIECE_BYTES or looked_at % FAIR_EVERY == 0:
                 await self._offer(piece)
                 await self._pace()
                 piece, size = [], 0
                 if self._over:
-                    return
+                    return False
         await self._offer(piece)
+        return not self._over
+
+    @property
+    def _by_address(self) -> bool:
+        """Whether it matters here which parties an event concerns."""
+        followed = (self.selector, *self._member.live, *(ended for ended, _, _ in self._ended))
+        return any(selector.kind in {"sender", "recipient"} for selector in followed)
+
+    async def _recall(self, parties: Parties, events: Sequence[LogEvent]) -> None:
+        if parties.unknown(events) and self._by_address:
+            await self._hub.patiently(lambda: parties.recall(events))
 
     def _was_told(self, position: int, selectors: tuple[Selector, ...]) -> bool:
         """Whether another subscription has brought it, or will in this very batch."""
@@ -136,6 +154,7 @@ class CatchUp:
 
     async def _offer(self, piece: list[bytes]) -> None:
         if not piece:
+            self.told = self._through
             return
         data = b"".join(piece)
         for _ in range(REFUSALS):
@@ -144,6 +163,7 @@ class CatchUp:
                 return
             if self._subscriber.offer(data):
                 self._audience.told += len(piece)
+                self.told = self._through
                 return
             if not await self._subscriber.drained():
                 break

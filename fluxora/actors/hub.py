@@ -73,7 +73,7 @@ class Hub:
         self._feed = feed
         self._reach = reach
         self._parties = Parties(store)
-        self._audience = Audience(self._drop)
+        self._audience = Audience(self.drop)
         self._head: int | None = None  # everything up to it has been dealt out
         self._moved = trio.Event()
         self._reading = trio.CapacityLimiter(READERS)
@@ -135,9 +135,10 @@ class Hub:
             InvariantError: there is a gap before them, or between them.
         """
         for part in _parts(events):
+            selectors = [self._parties.selectors(event) for event in part]
             self._advance(part)
             try:
-                for served in self._audience.deal_out(part, [self._parties.selectors(event) for event in part]):
+                for served in self._audience.deal_out(part, selectors):
                     if served % FAIR_EVERY == 0:
                         await trio.lowlevel.checkpoint()
             finally:
@@ -161,7 +162,7 @@ class Hub:
         }
         for served, subscriber in enumerate(list(self._audience.members), 1):
             if subscriber in self._audience.members and not subscriber.offer(told[subscriber.protocol]):
-                self._drop(subscriber)
+                self.drop(subscriber)
             if served % FAIR_EVERY == 0:
                 await trio.lowlevel.checkpoint()
 
@@ -181,8 +182,8 @@ class Hub:
         return self.head
 
     def unsubscribe(self, subscriber: Subscriber, selector: Selector) -> int:
-        """Follow it no longer, and no longer catch up with it: nothing above the returned position is offered for it."""
-        self._audience.unfollow(subscriber, selector)
+        """Follow it no longer, nor catch up with it: nothing above the returned position is offered for it."""
+        self._audience.unfollow(subscriber, selector, self.head)
         return self.head
 
     def leave(self, subscriber: Subscriber) -> None:
@@ -200,19 +201,19 @@ class Hub:
             ResumeLost: `after` is above the log, or too far below its end to search for an address.
         """
         member = self._audience.member(subscriber)
-        async with member.turn:
-            catch_up = CatchUp(self, self._audience, subscriber, selector, after)
-            member.on_ended = catch_up.on_ended
-            self._catching_up += 1
-            try:
+        catch_up = CatchUp(self, self._audience, subscriber, selector, after)
+        member.catching_up.append(catch_up)
+        self._catching_up += 1
+        try:
+            async with member.turn:
                 await self._reachable(selector, after)
                 if not await catch_up.run(self._store, self._feed, self._reading):
                     return None
                 self._audience.follow(subscriber, selector, after)  # nobody has run since the head was reached
                 return self.head
-            finally:
-                self._catching_up -= 1
-                member.on_ended = None
+        finally:
+            self._catching_up -= 1
+            member.catching_up.remove(catch_up)
 
     async def _reachable(self, selector: Selector, after: int) -> None:
         """Wait until the hub has come to `after`, which the client may have from another replica."""
@@ -225,9 +226,6 @@ class Hub:
 
     def drop(self, subscriber: Subscriber) -> None:
         """Let go of one that does not take what it is offered."""
-        self._drop(subscriber)
-
-    def _drop(self, subscriber: Subscriber) -> None:
         self._dropped += 1
         self._audience.forget(subscriber)
         subscriber.drop("slow")

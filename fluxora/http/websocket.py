@@ -200,8 +200,8 @@ class WebSocket:
             raise sockets.MessageError(
                 "SUBSCRIPTION_LIMIT", f"A connection may have at most {MOST_SUBSCRIPTIONS} subscriptions", wanted.ref
             )
-        self.follows.add(wanted.selector)
         if wanted.after is None:
+            self.follows.add(wanted.selector)
             self._acknowledge(wanted.ref, self._shared.hub.subscribe(self, wanted.selector))
             return
         scope = trio.CancelScope()
@@ -210,14 +210,17 @@ class WebSocket:
 
     async def _resume(self, wanted: sockets.Subscribe, after: int, scope: trio.CancelScope) -> bool:
         """Tell what was missed, then what comes; where that cannot be had whole, say so and do not begin."""
+        begins = wanted.selector not in self.follows
+        self.follows.add(wanted.selector)
         try:
             with scope:
                 position = await self._shared.hub.resume(self, wanted.selector, after)
                 if position is not None:
+                    self.follows.add(wanted.selector)  # as another one that failed may have left it
                     self._acknowledge(wanted.ref, position, recovered=True)
         except ResumeLost as error:
-            self.follows.discard(wanted.selector)
-            self._shared.hub.unsubscribe(self, wanted.selector)
+            if begins:
+                self.follows.discard(wanted.selector)
             self._tell(sockets.reset(error.position, error.reason))
         except Exception:  # noqa: BLE001 (a defect, logged; whoever may have missed something must not go on as if not)
             _log.exception("websocket.resume_failed", connectionId=self.connection_id)

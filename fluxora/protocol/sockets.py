@@ -251,7 +251,7 @@ def _one_line(encoded: bytes) -> bytes:
 
 
 def ack(ref: str | None, position: int, *, recovered: bool) -> bytes:
-    """A message was carried out. What matches above `position` will come; `recovered`: what was missed before it has."""
+    """A message was carried out. What matches above `position` will come; `recovered`: so has what was missed."""
     return _encode({"type": "ack", "ref": ref, "position": str(position), "recovered": recovered})
 
 

@@ -101,6 +101,7 @@ class Client:
         with trio.fail_after(DEADLINE_S):
             await self.stream.send_all(self.frames.send(event.response()))
             assert await self.stream.receive_some(1) == b""
+        await self.stream.aclose()
         return int(event.code)
 
     async def ask(self, message: dict[str, Any]) -> dict[str, Any]:
