@@ -247,7 +247,9 @@ async def test_offers_of_other_protocols_are_not_taken_up(start):
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
     status, headers, error = parse(await server.exchange(websocket))
-    assert (status, error["error"]) == (426, "UPGRADE_REQUIRED"), "a connection that is to end cannot become a WebSocket"
+    assert (status, error["error"]) == (426, "UPGRADE_REQUIRED"), (
+        "a connection that is to end cannot become a WebSocket"
+    )
     assert_complete(headers, error)
 
 

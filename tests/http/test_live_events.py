@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from functools import partial
+from random import Random
 
 import pytest
 import trio
 from front import DEADLINE_S
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from socket_client import BROADCAST, connect
 from story import ALICE, BOB, CAROL, batch, created, event, stream
-from trio_websocket import ConnectionClosed, HandshakeError, open_websocket_url
+from trio_websocket import ConnectionClosed, open_websocket_url
 
 from fluxora.protocol.messages import timestamp_text
 from fluxora.storage.records import EventQuery
@@ -58,7 +56,10 @@ async def told(live):
 async def opened(server, **options):
     """A connection of trio-websocket that reads and writes JSON."""
     async with open_websocket_url(f"ws://127.0.0.1:{server.port}/ws/streams", **options) as socket:
-        yield Spoken(socket)
+        try:
+            yield Spoken(socket)
+        finally:
+            await trio.aclose_forcefully(socket._stream)  # which it leaves open where the server closes first
 
 
 class Spoken:
@@ -223,16 +224,16 @@ async def test_a_resume_gives_what_matches_and_no_more(server, commit, told, sel
         assert (await client.message())["recovered"] is True
 
 
-@given(cut=st.lists(st.integers(0, 12), min_size=1, max_size=3), commits=st.lists(st.integers(0, 3), max_size=5))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_however_often_a_client_reconnects_it_gets_every_position_once(server, commit, store, cut, commits):
+@pytest.mark.parametrize("seed", range(5))
+async def test_however_often_a_client_reconnects_it_gets_every_position_once(server, commit, store, seed):
     """It leaves after some messages, while others commit, and comes back behind the last one that it had."""
+    chance = Random(seed)
     before = await store.position()
     received: list[int] = []
     after = before
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(_commit_all, commit, store, commits))
-        for leave_after in cut:
+        nursery.start_soon(_commit_all, commit, [chance.randint(1, 5) for _ in range(30)])
+        for leave_after in [chance.randint(0, 12) for _ in range(12)]:
             async with opened(server) as client:
                 await client.send({"type": "subscribe", "streamId": "*", "after": str(after), "ref": "r"})
                 for _ in range(leave_after):
@@ -246,16 +247,14 @@ async def test_however_often_a_client_reconnects_it_gets_every_position_once(ser
         await client.send({"type": "subscribe", "streamId": "*", "after": str(after), "ref": "r"})
         while (message := await client.message())["type"] != "ack":
             received.append(int(message["position"]))
-        assert int(message["position"]) <= end
-        while len(received) < end - before:
-            received.append(int((await client.message())["position"]))
+        assert int(message["position"]) == end
+        await client.silent()
     assert received == list(range(before + 1, end + 1))
 
 
-async def _commit_all(commit, store, sizes):
-    for size in sizes:
-        ledger = 100 + await store.position()
-        await commit(*[created(1_000 + ledger * 10 + nth, ledger=ledger, index=nth) for nth in range(size)])
+async def _commit_all(commit, sizes):
+    for ledger, size in enumerate(sizes, 10):
+        await commit(*[created(ledger * 10 + nth, ledger=ledger, index=nth) for nth in range(size)])
 
 
 async def test_a_resume_point_above_the_log_is_told_to_reload(server, commit, told):
@@ -285,11 +284,10 @@ async def test_a_client_that_does_not_read_delays_nobody_and_is_ended_with_4001(
     async with await connect(server) as stalled, opened(server) as client:
         await stalled.ask({"type": "subscribe", "streamId": "*", "ref": "r"})
         await client.follow(streamId="*")
-        memo, seen = "6d" * 20_000, 0
-        for ledger in range(10, 300):
-            await commit(*[created(ledger * 100 + nth, ledger=ledger, index=nth, memo=memo) for nth in range(20)])
-            seen += 20
-            assert positions(await client.messages(20))[-1] == seen
+        memo = "6d" * 50_000
+        for seen in range(1, 1_000):
+            await commit(created(seen, ledger=9 + seen, memo=memo))
+            assert positions(await client.messages(1)) == [seen]
             if server.backend.sockets.closed or live.hub.status.dropped:
                 break
         assert live.hub.status.dropped == 1
@@ -306,15 +304,6 @@ async def test_the_server_closes_as_clients_expect(server):
         with trio.fail_after(DEADLINE_S), pytest.raises(ConnectionClosed) as raised:
             await client.socket.get_message()
         assert (raised.value.reason.code, raised.value.reason.reason) == (1001, "server going away")
-
-
-async def test_refusals_reach_clients_as_http(start, live, store):
-    server = await start(store=store, hub=live.hub, max_websockets=1)
-    async with opened(server):
-        with pytest.raises(HandshakeError) as raised:
-            async with opened(server):
-                pass
-    assert raised.value.status_code == 503
 
 
 async def test_a_resume_that_fails_for_a_defect_ends_the_connection(server, monkeypatch):

@@ -242,9 +242,7 @@ async def gone(server, count: int) -> None:
 
 
 async def test_one_address_may_have_so_many_and_no_more(start):
-    server = await start(
-        hub=Hub(None, None), max_websockets_per_client=2, trusted_proxies=(ip_network("127.0.0.1"),)
-    )
+    server = await start(hub=Hub(None, None), max_websockets_per_client=2, trusted_proxies=(ip_network("127.0.0.1"),))
     async with await connect(server, x_forwarded_for="192.0.2.1"):
         second = await connect(server, x_forwarded_for="192.0.2.1")
         answered = await refused(server, 429, "RATE_LIMIT_EXCEEDED", x_forwarded_for="192.0.2.1")
@@ -260,9 +258,7 @@ async def test_one_address_may_have_so_many_and_no_more(start):
 
 
 async def test_one_site_of_ipv6_is_one_address(start):
-    server = await start(
-        hub=Hub(None, None), max_websockets_per_client=1, trusted_proxies=(ip_network("127.0.0.1"),)
-    )
+    server = await start(hub=Hub(None, None), max_websockets_per_client=1, trusted_proxies=(ip_network("127.0.0.1"),))
     async with await connect(server, x_forwarded_for="2001:db8::1"):
         await refused(server, 429, "RATE_LIMIT_EXCEEDED", x_forwarded_for="2001:db8::2")
 
@@ -283,7 +279,10 @@ async def test_handshakes_and_refusals_are_counted_like_other_requests(server):
         await refused(server, 400, "VALIDATION_ERROR", sec_websocket_key="x")
         text = (await server.get("/metrics")).text
     for status in (101, 400):
-        assert f'fluxora_http_request_duration_seconds_count{{method="GET",route="/ws/streams",status="{status}"}} 1.0' in text
+        assert (
+            f'fluxora_http_request_duration_seconds_count{{method="GET",route="/ws/streams",status="{status}"}} 1.0'
+            in text
+        )
     assert "fluxora_websocket_connections 1.0" in text
 
 

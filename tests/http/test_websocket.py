@@ -1,4 +1,4 @@
-"""What an open WebSocket does: messages of both protocols, frames of every kind, limits, the heartbeat, and every end."""
+"""What an open WebSocket does: messages of both protocols, frames of every kind, limits, the heartbeat, its ends."""
 
 from __future__ import annotations
 
