@@ -107,17 +107,16 @@ class Audience:
         """How many there are, over all subscribers."""
         return sum(map(len, self._followers.values()))
 
-    def member(self, subscriber: Subscriber) -> Member:
-        """The subscriber, taken in if it is new."""
-        member = self.members.get(subscriber)
-        if member is None:
-            member = self.members[subscriber] = Member()
-        return member
+    def join(self, subscriber: Subscriber) -> None:
+        """Take it in. Of whoever has not joined, or has left, nothing is remembered."""
+        self.members.setdefault(subscriber, Member())
 
     def follow(self, subscriber: Subscriber, selector: Selector, after: int) -> None:
         """Deal out to it what matches from the next batch on; everything above `after` is told then, or was before."""
-        live = self.member(subscriber).live
-        live[selector] = min(after, live.get(selector, after))
+        member = self.members.get(subscriber)
+        if member is None:
+            return
+        member.live[selector] = min(after, member.live.get(selector, after))
         self._followers.setdefault(selector, set()).add(subscriber)
 
     def unfollow(self, subscriber: Subscriber, selector: Selector, head: int) -> None:

@@ -58,7 +58,7 @@ class CatchUp:
         self._hub = hub
         self._audience = audience
         self._subscriber = subscriber
-        self._member = audience.member(subscriber)
+        self._member = audience.members[subscriber]
         self._framed = FRAMED[subscriber.protocol]
         self._given_up = False
         self._ended: deque[tuple[Selector, int, int]] = deque(maxlen=ENDED_KEPT)  # selector, after, through
@@ -90,6 +90,8 @@ class CatchUp:
             await self._tell(parties, batch)
             if self._through < self._hub.head:
                 await self._pace()
+        if not self._over:
+            self._audience.settle(self._subscriber)  # what was left to another subscription in the batch on its way
         return not self._over
 
     async def _read_stream(self, parties: Parties, store: Store, reading: trio.CapacityLimiter) -> None:

@@ -169,13 +169,13 @@ class Hub:
     # -- subscribers -----------------------------------------------------------------------------------------------
 
     def join(self, subscriber: Subscriber) -> None:
-        """Take it in without a subscription: it is told what is announced."""
-        self._audience.member(subscriber)
+        """Take it in: it is told what is announced, and may follow something. Who has not joined may not."""
+        self._audience.join(subscriber)
 
     def subscribe(self, subscriber: Subscriber, selector: Selector) -> int:
         """Follow `selector` from now on: every event above the returned position that matches will be offered.
 
-        A selector that it follows already stays as it is.
+        A selector that it follows already stays as it is, and so does a subscriber that has been dropped.
         """
         self._audience.settle(subscriber)
         self._audience.follow(subscriber, selector, self.head)
@@ -200,7 +200,9 @@ class Hub:
         Raises:
             ResumeLost: `after` is above the log, or too far below its end to search for an address.
         """
-        member = self._audience.member(subscriber)
+        member = self._audience.members.get(subscriber)
+        if member is None:
+            return None
         catch_up = CatchUp(self, self._audience, subscriber, selector, after)
         member.catching_up.append(catch_up)
         self._catching_up += 1

@@ -96,10 +96,9 @@ class WebSocket:
         self.follows: set[Selector] = set()
         self._resuming: set[trio.CancelScope] = set()
         shared.add(self)
+        shared.hub.join(self)
         if self.protocol == "broadcast":
             shared.hub.subscribe(self, ALL)
-        else:
-            shared.hub.join(self)
         self._wait(trio.current_time())
 
     @property

@@ -194,3 +194,42 @@ async def test_a_stall_is_logged_when_it_begins_and_when_it_ends_and_it_can_be_r
                 bench.monitor.drain()
     with pytest.raises(trio.WouldBlock):
         news.receive_nowait()
+
+
+async def test_what_clients_lack_is_announced_once_each_way(
+    bench: Bench, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fluxora.actors.monitor._PROBE_EVERY_S", 0.002)
+    told, news = trio.open_memory_channel[tuple[str, str]](10)
+    nowhere = StorageConfig(database_url="postgresql://127.0.0.1:1/none", data_dir=tmp_path, read_deadline_s=5)
+
+    async def announce(name: str, reason: str, timestamp_ms: int) -> None:
+        assert abs(timestamp_ms / 1000 - time.time()) < 60
+        told.send_nowait((name, reason))
+
+    bench.monitor._announce = announce
+    async with open_store(nowhere, decimals={}) as away:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                bench.synced(0)
+                await nursery.start(bench.monitor.run)
+                bench.synced(THRESHOLD_S + 5)
+                assert await news.receive() == (
+                    "service.degraded",
+                    "the indexer is stalled: no ledger for 105 s",
+                )
+                bench.monitor._store = away  # another reason for the same: nothing more is said
+                while bench.monitor.report().dependencies.database.status == "ok":
+                    await trio.lowlevel.checkpoint()
+                bench.synced(0)
+                bench.monitor._store = store
+                assert (await news.receive())[0] == "service.recovered"
+                bench.monitor._store = away
+                assert await news.receive() == ("service.degraded", "the database does not answer")
+                bench.monitor.drain()
+
+
+def test_open_sockets_are_counted() -> None:
+    bench = Bench(None)
+    bench.monitor._websockets = lambda: 7
+    assert bench.monitor.report().ws_connections == 7
