@@ -251,6 +251,7 @@ class Connection(trio.abc.HalfCloseableStream):
         """Close at once and without a word; whoever waits on the stream gets ClosedResourceError."""
         self._closed = True
         self.socket.close()
+        self._fd = -1  # the number may be another file's at once
 
 
 def _address_of(socket: trio.socket.SocketType) -> str:

@@ -153,6 +153,9 @@ class _Server(TCPServer):
                     await protocol.answered()
                 break
             await protocol.handle(RawData(bytes(data)))
+            if protocol.whole and len(protocol.connection.trailing_data[0]) > MAX_HEAD_BYTES:
+                await protocol.answered()  # who sends that far ahead is heard again when it is its turn
+                break
         await protocol.handle(Closed())
 
     async def protocol_send(self, event: Event) -> None:

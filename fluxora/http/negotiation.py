@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
+
+_ZERO = re.compile(r"0(\.0*)?")
 
 
 @lru_cache(maxsize=1024)  # clients send the same few, over and over
@@ -28,4 +31,4 @@ def _narrower(one: str, other: str) -> bool:
 def _is_zero(parameter: str) -> bool:
     """q=0, q=0.0, ...: "not this one"."""
     name, _, value = parameter.partition("=")
-    return name.strip() == "q" and value.strip().rstrip("0").rstrip(".") == "" and value.strip() != ""
+    return name.strip() == "q" and _ZERO.fullmatch(value.strip()) is not None

@@ -76,6 +76,16 @@ def token(**claims: Any) -> str:
     )
 
 
+def bearer(**claims: Any) -> dict[str, str]:
+    """A bearer token as httpx takes headers."""
+    return {"authorization": token(**claims).partition(": ")[2]}
+
+
+def key(text: str) -> dict[str, str]:
+    """An API key as httpx takes headers."""
+    return {"x-api-key": text}
+
+
 def ok(target: str, *headers: str, method: str = "GET", status: int = 200, **more: Any) -> Row:
     return row(status, None, method, target, *headers, **more)
 
