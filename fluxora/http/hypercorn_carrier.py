@@ -166,6 +166,8 @@ class _Server(TCPServer):
         """
         if isinstance(event, RawData):
             await super().protocol_send(event)  # shielded there; the connection bounds it
+            if self.stream.is_broken:  # Hypercorn has told the application, and nobody else
+                self._reading.cancel(reason="the peer takes nothing")
         elif isinstance(event, Closed):
             with trio.move_on_after(2 * LINGER_S, shield=True):
                 await super().protocol_send(event)

@@ -347,6 +347,18 @@ async def test_without_the_token_no_body_is_waited_for(start):
     assert (status, error["error"], headers["connection"]) == (401, "UNAUTHORIZED", "close")
 
 
+async def test_who_reads_nothing_is_reset_and_nothing_of_it_stays(start):
+    server = await start(write_timeout_s=0.1)
+    async with await server.connect() as stream:
+        await stream.send_all(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 8)
+        with trio.fail_after(DEADLINE_S):
+            while server.backend.metrics.connections:
+                await trio.sleep(0.01)
+        # An orderly close would have the kernel hold the answers until the client has read them, if it ever does.
+        with pytest.raises(trio.BrokenResourceError):
+            await read_to_end(stream)
+
+
 async def test_a_slow_body_is_answered_408(start):
     server = await start(indexer_worker_token="t" * 16, request_timeout_s=0.1)
     head = INGEST + b"Content-Length: 10\r\n\r\n123"
