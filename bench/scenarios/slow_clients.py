@@ -25,7 +25,7 @@ from bench import healthy_process, pages, server_process, slow_process, tables
 from bench.child import Child
 from bench.harness import Run
 from bench.healthy_process import Seen
-from bench.processes import cpu_seconds, open_sockets, resident_bytes
+from bench.processes import connections_of, cpu_seconds, resident_bytes
 from bench.slow_process import Kind
 from fluxora.storage.embedded import EmbeddedServer
 
@@ -130,19 +130,19 @@ def _window(scene: _Scene, seconds: float) -> Seen:
 
 def _wave(run: Run, scene: _Scene, kind: Kind, seen: _Seen) -> None:
     """Open all, measure while they are held, and wait until the server has ended every one."""
-    before = open_sockets(scene.server.pid)
+    before = connections_of(scene.port)
     task = slow_process.Task(port=scene.port, kind=kind, connections=run.options.connections)
     with Child(slow_process.__name__, task, log=scene.folder / f"{kind}.log") as slow:
         slow.read(within_s=60)
         seen.rested_s.append(_rest(scene.server.pid))
         opened = time.monotonic()
         seen.windows.append(_window(scene, min(run.options.seconds, run.options.bound * 0.5)))
-        seen.held.append(open_sockets(scene.server.pid) - before)
+        seen.held.append(connections_of(scene.port) - before)
         until = opened + run.options.bound + MARGIN_S
-        while open_sockets(scene.server.pid) > before and time.monotonic() < until:
+        while connections_of(scene.port) > before and time.monotonic() < until:
             time.sleep(POLL_S)
         ended = time.monotonic() - opened
-        seen.ended_s.append(ended if open_sockets(scene.server.pid) <= before else float("inf"))
+        seen.ended_s.append(ended if connections_of(scene.port) <= before else float("inf"))
 
 
 def _rest(pid: int) -> float:

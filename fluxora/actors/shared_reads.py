@@ -89,6 +89,7 @@ class _Lane(Generic[Asked, Found]):
                     await self._ask_for_all()
         finally:
             if not read.settled:  # cancelled: whoever is next must not wait for this one
+                read.settled = True
                 if read in self._waiting:
                     self._waiting.remove(read)
                 self._stir_next()
@@ -107,7 +108,8 @@ class _Lane(Generic[Asked, Found]):
                 self._settle(read, None, error)
             self._waiting.clear()
         except BaseException:
-            self._waiting.extendleft(read for read in reversed(reads))
+            # Who was cancelled while it was being asked for is not there to ask in its turn.
+            self._waiting.extendleft(read for read in reversed(reads) if not read.settled)
             raise
         else:
             for read, one in zip(reads, found, strict=True):

@@ -193,6 +193,8 @@ class Answer:
             closed = backend.access.required and (access.socket or access.kind == "write")
             anonymous_ok = access.anonymous_ok and not closed
             authorize(principal, access.scope, anonymous_ok=anonymous_ok)
+        if match.route.guard is not None:
+            match.route.guard(self._head.headers, self._client, backend)
         media_type = match.route.media_type
         accept = joined(self._head.headers, "accept")
         if accept is not None and media_type != "*/*" and not accepts(accept, media_type):

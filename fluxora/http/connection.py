@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 import os
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 import trio
@@ -23,6 +25,7 @@ MAX_OFFERED_BYTES = 1 << 20
 WRITE_TIMEOUT_S = 30.0
 LINGER_S = 1.0
 _LINGER_BYTES = 1 << 20
+_RESET = struct.pack("ii", 1, 0)  # close with a reset, and throw away what is not sent
 _SLICE = 1 << 16  # sent under one deadline, so that a slow but steady reader may take a large reply
 
 
@@ -71,6 +74,11 @@ class Connection(trio.abc.HalfCloseableStream):
     def is_open(self) -> bool:
         """False once it was closed here or broke."""
         return not (self._closed or self._broken or self._ended)
+
+    @property
+    def is_broken(self) -> bool:
+        """True once sending failed: the peer is gone, or took nothing for too long."""
+        return self._broken
 
     def replay(self, data: bytes) -> None:
         """Put bytes back, to be received first by whoever takes the connection over."""
@@ -165,6 +173,8 @@ class Connection(trio.abc.HalfCloseableStream):
                         await self._transport.send_all(view[start : start + _SLICE])
         except trio.TooSlowError as error:
             self._broken = True
+            # Or the kernel would keep what the peer does not read, long after the connection is closed here.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             raise trio.BrokenResourceError("the peer reads nothing") from error
         except BaseException:
             self._broken = True
@@ -263,12 +273,13 @@ class Connection(trio.abc.HalfCloseableStream):
         """Close at once and without a word; whoever waits on the stream gets ClosedResourceError."""
         self._closed = True
         self.socket.close()
+        self._fd = -1  # the number may be another file's at once
 
 
-def _address_of(socket: trio.socket.SocketType) -> str:
+def _address_of(sock: trio.socket.SocketType) -> str:
     """The peer's IP address; "" where there is none (a local socket), or where the peer has gone already."""
     try:
-        name = socket.getpeername()
+        name = sock.getpeername()
     except OSError:
         return ""
     return str(name[0]) if isinstance(name, tuple) else ""

@@ -93,6 +93,8 @@ class DirectCarrier:
             if rest is None:
                 return connection.websocket is not None
             if not rest:
+                if self._backend.stopping.is_set():  # since this answer was begun: nobody will come to end its rest
+                    return False
                 connection.due, connection.idle = trio.current_time() + self._backend.config.keep_alive_s, True
                 rest = await connection.receive_some(MAX_HEAD_BYTES)
                 connection.due, connection.idle = math.inf, False

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 ANONYMOUS = Principal.anonymous()
+Headers = tuple[tuple[str, str], ...]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -71,6 +72,10 @@ Pending = Callable[[], Awaitable[Reply]]
 """The rest of an answer that has to wait for something."""
 Handler = Callable[[Request, "Backend"], Reply | Pending]
 """Answers without waiting for anything, or says what is still to be waited for."""
+
+
+Guard = Callable[[Headers, str, "Backend"], None]
+"""Judges a request by its headers and its client's address."""
 
 
 def waits(handler: Callable[[Request, Backend], Awaitable[Reply]]) -> Handler:

@@ -153,6 +153,9 @@ class _Server(TCPServer):
                     await protocol.answered()
                 break
             await protocol.handle(RawData(bytes(data)))
+            if protocol.whole and len(protocol.connection.trailing_data[0]) > MAX_HEAD_BYTES:
+                await protocol.answered()  # who sends that far ahead is heard again when it is its turn
+                break
         await protocol.handle(Closed())
 
     async def protocol_send(self, event: Event) -> None:
@@ -163,6 +166,8 @@ class _Server(TCPServer):
         """
         if isinstance(event, RawData):
             await super().protocol_send(event)  # shielded there; the connection bounds it
+            if self.stream.is_broken:  # Hypercorn has told the application, and nobody else
+                self._reading.cancel(reason="the peer takes nothing")
         elif isinstance(event, Closed):
             with trio.move_on_after(2 * LINGER_S, shield=True):
                 await super().protocol_send(event)

@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from fluxora.errors import BadRequest, TooManyRequests, Unauthorized, Unavailable
 from fluxora.http.backend import Backend, Pushed
-from fluxora.http.exchange import Reply, Request
+from fluxora.http.exchange import Headers, Reply, Request, joined
 from fluxora.http.json_body import read_json
 from fluxora.http.pushed_event import MAX_EVENTS, Batch, read_batch
 from fluxora.http.replies import json_reply
@@ -31,10 +31,9 @@ async def contract_events(request: Request, backend: Backend) -> Reply:
     """Record a batch; answers after its commit. Sending the same batch again changes nothing and says so.
 
     Raises:
-        Unauthorized, UnsupportedMediaType, InvalidJson, BadRequest: the request is refused, nothing is stored.
+        UnsupportedMediaType, InvalidJson, BadRequest: the request is refused, nothing is stored.
         Unavailable, StorageUnavailable: nothing is half stored; the batch may be sent again as it is.
     """
-    _authorize(request, backend)
     batch = _read(read_json(request))
     if backend.push is None:
         raise Unavailable("This replica takes no pushed events")
@@ -42,14 +41,18 @@ async def contract_events(request: Request, backend: Backend) -> Reply:
     return json_reply(_outcome(pushed))
 
 
-def _authorize(request: Request, backend: Backend) -> None:
-    """By the token alone. Guesses are limited by the guesser's address, as failed credentials elsewhere."""
+def authorize(headers: Headers, client: str, backend: Backend) -> None:
+    """By the token alone. Guesses are limited by the guesser's address, as failed credentials elsewhere.
+
+    Raises:
+        Unauthorized: the token is missing or wrong. TooManyRequests: too many from there were.
+    """
     expected = backend.config.indexer_worker_token
     assert expected is not None  # the route is closed otherwise
-    given = request.header(TOKEN_HEADER)
+    given = joined(headers, TOKEN_HEADER)
     if given is not None and hmac.compare_digest(given.encode(), expected.encode()):
         return
-    grant = backend.limiter.take_failure(request.client)
+    grant = backend.limiter.take_failure(client)
     if grant is not None and not grant.allowed:
         raise TooManyRequests(f"Too many wrong tokens; try again in {grant.retry_after_s} s", headers=grant.headers)
     if given is None:

@@ -81,7 +81,7 @@ class Limiter:
         if not self._enabled:
             return None
         if principal.is_anonymous:
-            return self._taken(self._read if kind == "read" else self._write, site(client))
+            return self._taken(self._read if kind == "read" else self._write, site_of(client))
         return self._taken(self._admin if "admin" in principal.scopes else self._key, principal.id)
 
     def may_try(self, client: str) -> Grant | None:
@@ -91,13 +91,13 @@ class Limiter:
         """
         if not self._enabled:
             return None
-        return self._taken(self._failures, site(client), cost=0)
+        return self._taken(self._failures, site_of(client), cost=0)
 
     def take_failure(self, client: str) -> Grant | None:
         """Note a credential that was no good; refused where too many were. None where limits are off."""
         if not self._enabled:
             return None
-        return self._taken(self._failures, site(client))
+        return self._taken(self._failures, site_of(client))
 
     def _taken(self, policy: _Policy, caller: str, cost: int = _TOKEN) -> Grant:
         now = int(self._clock() * _MICROSECONDS) * policy.limit
@@ -168,7 +168,7 @@ class _Policy:
 
 
 @lru_cache(maxsize=1 << 13)
-def site(client: str) -> str:
+def site_of(client: str) -> str:
     """What an address counts as: IPv4 as it is, also where IPv6 carries it, and the /64 of any other IPv6.
 
     What is no address (a peer without one) counts as it is.

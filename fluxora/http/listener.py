@@ -9,6 +9,7 @@ Promises
 from __future__ import annotations
 
 import errno
+import math
 import sys
 
 import trio
@@ -157,6 +158,7 @@ class Front:
     async def _serve(self, connection: Connection, turn: Turn) -> None:
         """Serve one connection until it rests or ends. Raises nothing but cancellation."""
         connection.scope, connection.overdue = trio.CancelScope(), False
+        connection.due = math.inf  # of its rest; an answer that is still going out has the deadline of writing
         rests = False
         try:
             with connection.scope:

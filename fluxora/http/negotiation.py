@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
+
+_MAX_LENGTH = 4_096  # characters that are looked at, and remembered
+_ZERO = re.compile(r"0(\.0*)?")
+
+
+def accepts(accept: str, media_type: str) -> bool:
+    """True where `media_type` (type/subtype) may be sent. What cannot be understood forbids nothing."""
+    return _accepts(accept[:_MAX_LENGTH], media_type)
 
 
 @lru_cache(maxsize=1024)  # clients send the same few, over and over
-def accepts(accept: str, media_type: str) -> bool:
-    """True where `media_type` (type/subtype) may be sent. What cannot be understood forbids nothing."""
+def _accepts(accept: str, media_type: str) -> bool:
     kind = media_type.partition("/")[0]
     best = ""
     allowed = True
-    for entry in accept[:4096].lower().split(","):
+    for entry in accept.lower().split(","):
         pattern, *parameters = (part.strip() for part in entry.split(";"))
         if pattern in (media_type, f"{kind}/*", "*/*") and (not best or _narrower(pattern, best)):
             best = pattern
@@ -28,4 +36,4 @@ def _narrower(one: str, other: str) -> bool:
 def _is_zero(parameter: str) -> bool:
     """q=0, q=0.0, ...: "not this one"."""
     name, _, value = parameter.partition("=")
-    return name.strip() == "q" and value.strip().rstrip("0").rstrip(".") == "" and value.strip() != ""
+    return name.strip() == "q" and _ZERO.fullmatch(value.strip()) is not None

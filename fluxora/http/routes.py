@@ -33,7 +33,7 @@ from fluxora.http import (
     writes,
 )
 from fluxora.http.backend import Backend
-from fluxora.http.exchange import Handler, Reply, Request, waits
+from fluxora.http.exchange import Guard, Handler, Reply, Request, waits
 from fluxora.http.operations import Operation
 from fluxora.http.replies import method_not_allowed
 
@@ -70,6 +70,7 @@ def _always(_backend: Backend) -> bool:
 class Route(msgspec.Struct, frozen=True):
     """One line of the table.
 
+    `guard` raises where the caller may not go on; it is asked before the request's body is received.
     `streams`: the body is made while it is sent, which the framework carries. `media_type` is that of its success.
     """
 
@@ -79,6 +80,7 @@ class Route(msgspec.Struct, frozen=True):
     access: Access
     operation: Operation | None = None
     open: Callable[[Backend], bool] = _always
+    guard: Guard | None = None
     streams: bool = False
     media_type: str = "application/json"
 
@@ -154,6 +156,7 @@ ROUTES: tuple[Route, ...] = (
         EXEMPT,
         operations.INGEST,
         open=ingest.is_open,
+        guard=ingest.authorize,
     ),
 )
 
@@ -209,6 +212,8 @@ class Table:
 
     def _look_up_escaped(self, raw_path: str) -> tuple[list[Route], dict[str, str]]:
         """Segment by segment, for an escaped slash separates nothing (RFC 3986 2.2)."""
+        if raw_path.count("/") > MOST_SLASHES:
+            return [], {}
         parts = [unquote(part) for part in raw_path.split("/")]
         for pattern, routes in self._literal.items():
             if pattern.split("/") == parts:
@@ -227,4 +232,5 @@ def _is_parameter(segment: str) -> bool:
     return segment.startswith("{")
 
 
+MOST_SLASHES = max(route.pattern.count("/") for route in ROUTES)
 TABLE = Table(ROUTES)

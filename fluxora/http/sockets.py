@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fluxora import logs
 from fluxora.errors import InvariantError
 from fluxora.http.connection import Connection
-from fluxora.http.limits import site
+from fluxora.http.limits import site_of
 from fluxora.protocol.close_codes import DISCONNECTED, GOING_AWAY, CloseCode
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class Sockets:
 
     def count_of(self, client: str) -> int:
         """How many are open from one address (of IPv6: from its /64)."""
-        return self._of_site[site(client)]
+        return self._of_site[site_of(client)]
 
     def add(self, socket: WebSocket) -> None:
         """Count one in, and say so."""
         self._open.add(socket)
-        self._of_site[site(socket.client)] += 1
+        self._of_site[site_of(socket.client)] += 1
         _log.info(
             "websocket.connected",
             connectionId=socket.connection_id,
@@ -74,7 +74,7 @@ class Sockets:
         if socket not in self._open:
             return
         self._open.discard(socket)
-        where = site(socket.client)
+        where = site_of(socket.client)
         self._of_site[where] -= 1
         if not self._of_site[where]:
             del self._of_site[where]  # or addresses would pile up

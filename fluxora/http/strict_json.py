@@ -14,7 +14,8 @@ from fluxora.errors import InvalidJson
 MAX_DEPTH = 32
 # A string without an end is taken to the end, or each quote in it would start the search anew: quadratic time. The
 # quantifiers are possessive, so nothing is tried twice.
-_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def read(body: bytes) -> Any:
@@ -41,14 +42,14 @@ def read(body: bytes) -> Any:
 
 def _check_depth(body: bytes) -> None:
     """Count brackets outside strings; a scan, so that hostile nesting costs no stack."""
+    brackets = _STRING.sub(b"", body).translate(None, _NO_BRACKETS)
     depth = 0
-    for match in _STRING_OR_BRACKET.finditer(body):
-        token = body[match.start()]
-        if token in b"[{":
+    for bracket in brackets:  # a body may be nothing but brackets: only they are looked at one by one
+        if bracket in b"[{":
             depth += 1
             if depth > MAX_DEPTH:
                 raise InvalidJson(f"The body is nested deeper than {MAX_DEPTH}")
-        elif token in b"]}":
+        else:
             depth -= 1
 
 

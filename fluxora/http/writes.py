@@ -15,6 +15,7 @@ from fluxora.http.backend import Backend
 from fluxora.http.exchange import Pending, Reply, Request
 from fluxora.http.fields import STREAM_ID
 from fluxora.http.json_body import read_json
+from fluxora.http.limits import site_of
 from fluxora.http.models import NewStream, NoParameters, StatusChange
 from fluxora.http.reading import read_body, read_query
 from fluxora.http.replies import raw_json_reply
@@ -84,7 +85,7 @@ def _stream_id(request: Request) -> str:
 def _idempotency_key(request: Request) -> IdempotencyKey | None:
     """The client's key, its own in its caller's and this route's scope.
 
-    Nobody in particular is the address that asks, as for the limits.
+    Nobody in particular is the site that asks, as for the limits.
     """
     given = request.header(KEY_HEADER)
     if given is None:
@@ -93,5 +94,5 @@ def _idempotency_key(request: Request) -> IdempotencyKey | None:
         message = "1 to 128 characters of A-Z a-z 0-9 : _ - are needed"
         raise BadRequest("The headers are not valid", details=[("Idempotency-Key", "INVALID_FORMAT", message)])
     principal = request.principal
-    caller = f"client:{request.client}" if principal.is_anonymous else principal.id
+    caller = f"client:{site_of(request.client)}" if principal.is_anonymous else principal.id
     return IdempotencyKey.of(f"{caller} POST /api/streams", given, request.body)

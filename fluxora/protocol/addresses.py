@@ -103,9 +103,13 @@ def encode_contract(contract_hash: bytes) -> str:
     return encode(AddressKind.CONTRACT, contract_hash)
 
 
-@lru_cache(maxsize=1 << 15)
 def is_account_or_contract(text: str) -> bool:
     """Whether `text` is a G... or C... address with a valid checksum: what a stream's party can be."""
+    return len(text) == _CHECKED_LENGTH and _is_party(text)  # nothing longer is remembered
+
+
+@lru_cache(maxsize=1 << 15)
+def _is_party(text: str) -> bool:
     return _is_one_of(text, (AddressKind.ACCOUNT, AddressKind.CONTRACT))
 
 

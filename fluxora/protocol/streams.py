@@ -236,7 +236,7 @@ def accrued(state: StreamState, at: int) -> int:
     """
     status = state.status
     if status == _COMPLETED:
-        return state.deposit_amount
+        return max(0, state.deposit_amount)  # no honest contract has one below 0
     if status == _CANCELLED and state.cancelled_at is not None:
         at = state.cancelled_at
     return accrued_on_schedule(state, at)

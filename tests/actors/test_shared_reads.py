@@ -124,6 +124,27 @@ async def test_one_that_is_cancelled_leaves_nobody_waiting(which: int) -> None:
     assert readers.ended == {**expected, which: "cancelled"}
 
 
+async def test_one_that_was_cancelled_while_it_was_asked_for_is_not_asked_to_ask() -> None:
+    gate = Gate()
+    async with trio.open_nursery() as nursery:
+        readers = Readers(SharedReads(cast("Store", gate)), nursery)
+        for n in range(4):
+            readers.begin(f"s{n}")
+            await blocked()
+        gate.answer()
+        await blocked()
+        assert gate.questions[-1] == ["s1", "s2", "s3"]
+        for n in (2, 1):  # one that is asked for, and then the one that asks
+            readers.scopes[n].cancel()
+            await blocked()
+        with trio.fail_after(5):
+            while 3 not in readers.ended:
+                assert gate.busy
+                gate.answer()
+                await blocked()
+    assert readers.ended == {0: "record of s0", 1: "cancelled", 2: "cancelled", 3: "record of s3"}
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("read"), st.integers(0, 5)),

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from bench import express, pages, pgbench, server_process, wrk
 from bench.child import Child, ChildFailed, Program
 from bench.cores import pinned
 from bench.harness import Run
-from bench.processes import open_sockets
+from bench.processes import connections_of
 from bench.scenarios.rest import Rest
 from bench.sides import Rounds, Side
 from fluxora.storage.store import StreamQuery, open_store
@@ -152,13 +153,16 @@ def test_slow_clients_begin_and_do_not_go_on(kind, tmp_path):
                     assert (b"\r\n\r\n" in begun) is (kind != "head")
 
 
-def test_open_sockets_are_counted():
-    before = open_sockets(os.getpid())
-    one, other = socket.socketpair()
-    assert open_sockets(os.getpid()) == before + 2
-    one.close()
-    other.close()
-    assert open_sockets(os.getpid()) == before
+def test_the_connections_of_a_port_are_counted():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert connections_of(port) == 0
+        with socket.create_connection(("127.0.0.1", port)):
+            accepted, _ = listener.accept()
+            assert connections_of(port) == 1
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            accepted.close()
+            assert connections_of(port) == 0
 
 
 def test_pinned_keeps_children_on_the_cores_and_gives_the_others_back():

@@ -76,6 +76,16 @@ def token(**claims: Any) -> str:
     )
 
 
+def bearer(**claims: Any) -> dict[str, str]:
+    """A bearer token as httpx takes headers."""
+    return {"authorization": token(**claims).partition(": ")[2]}
+
+
+def key(text: str) -> dict[str, str]:
+    """An API key as httpx takes headers."""
+    return {"x-api-key": text}
+
+
 def ok(target: str, *headers: str, method: str = "GET", status: int = 200, **more: Any) -> Row:
     return row(status, None, method, target, *headers, **more)
 
@@ -267,8 +277,10 @@ GUARDED = (
     row(401, "UNAUTHORIZED", "GET", ONE, f"X-Api-Key: {READER}", token()),
     row(401, "UNAUTHORIZED", "GET", "/docs", "Authorization: "),
     wrong_method("GET", INGEST),
-    row(401, "UNAUTHORIZED", "POST", INGEST, body={"events": []}),
-    row(401, "UNAUTHORIZED", "POST", INGEST, "X-Indexer-Worker-Token: guess", body={"events": []}, chunks=5),
+    row(401, "UNAUTHORIZED", "POST", INGEST, body={"events": []}, unread=True),
+    row(
+        401, "UNAUTHORIZED", "POST", INGEST, "X-Indexer-Worker-Token: guess", body={"events": []}, chunks=5, unread=True
+    ),
     bad(INGEST, "X-Indexer-Worker-Token: " + TOKEN, method="POST", body={"events": []}),
     row(415, "UNSUPPORTED_MEDIA_TYPE", "POST", INGEST, "X-Indexer-Worker-Token: " + TOKEN, body="x"),
 )

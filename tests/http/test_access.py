@@ -172,10 +172,12 @@ class Hashes:
 
     def __init__(self):
         self.computed = []
+        self.begun = threading.Event()
         self._go = threading.Semaphore(0)
 
     def __call__(self, key, secret):
         self.computed.append((key.name, secret))
+        self.begun.set()
         assert self._go.acquire(timeout=60)
         return f"flx_{key.name}_{secret}" in (READER, ROOT)
 
@@ -228,6 +230,7 @@ async def test_so_many_hashes_may_wait_and_no_more(hashes):
         await trio.testing.wait_all_tasks_blocked()
         await ask(access, READER, late)
         assert late == [Unavailable]
+        await trio.to_thread.run_sync(hashes.begun.wait, 60)  # a thread takes its time to begin
         assert len(hashes.computed) == 1, "one at a time"
         hashes.let(MAX_HASHES + 1)
     assert waiting == [Unauthorized] * MAX_HASHES

@@ -17,6 +17,7 @@ from fluxora.http import app, direct_carrier, replies
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 OK = b'{"status":"ok"}'
+INGEST = b"POST /internal/indexer/contract-events HTTP/1.1\r\nHost: x\r\nx-indexer-worker-token: " + b"t" * 16 + b"\r\n"
 # Two lengths for one body: what stands before us may have gone by the other one (RFC 9112 6.3).
 SMUGGLED = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -301,7 +302,7 @@ async def test_a_taken_port_is_a_configuration_error_in_one_line(start):
 
 async def test_an_oversized_body_is_refused_and_the_answer_arrives(start):
     server = await start(indexer_worker_token="t" * 16, max_body_bytes=1000)
-    head = b"POST /internal/indexer/contract-events HTTP/1.1\r\nHost: x\r\n"
+    head = INGEST
     announced = head + b"Content-Length: 500000\r\n\r\n" + b"x" * 500_000
     chunk = b"3e8\r\n" + b"x" * 1000 + b"\r\n"
     chunked = head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 300
@@ -341,9 +342,28 @@ async def test_a_client_that_has_ended_its_side_gets_its_answers_whole(start, re
     assert reply.endswith(OK)
 
 
+async def test_without_the_token_no_body_is_waited_for(start):
+    server = await start(indexer_worker_token="t" * 16)
+    sent = INGEST.replace(b"t" * 16, b"u" * 16) + b"Content-Length: 200000\r\n\r\n"
+    status, headers, error = parse(await server.exchange(sent))
+    assert (status, error["error"], headers["connection"]) == (401, "UNAUTHORIZED", "close")
+
+
+async def test_who_reads_nothing_is_reset_and_nothing_of_it_stays(start):
+    server = await start(write_timeout_s=0.1)
+    async with await server.connect() as stream:
+        await stream.send_all(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 8)
+        with trio.fail_after(DEADLINE_S):
+            while server.backend.metrics.connections:
+                await trio.sleep(0.01)
+        # An orderly close would have the kernel hold the answers until the client has read them, if it ever does.
+        with pytest.raises(trio.BrokenResourceError):
+            await read_to_end(stream)
+
+
 async def test_a_slow_body_is_answered_408(start):
     server = await start(indexer_worker_token="t" * 16, request_timeout_s=0.1)
-    head = b"POST /internal/indexer/contract-events HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123"
+    head = INGEST + b"Content-Length: 10\r\n\r\n123"
     status, headers, error = parse(await server.exchange(head))
     assert (status, error["error"]) == (408, "REQUEST_TIMEOUT")
     assert_complete(headers, error)
@@ -353,9 +373,7 @@ async def test_a_client_that_leaves_is_logged(start):
     server = await start(indexer_worker_token="t" * 16)
     with capture_logs() as logs:
         stream = await server.connect()
-        await stream.send_all(
-            b"POST /internal/indexer/contract-events HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n1"
-        )
+        await stream.send_all(INGEST + b"Content-Length: 9\r\n\r\n1")
         await trio.testing.wait_all_tasks_blocked(0.05)
         await stream.aclose()
         with trio.fail_after(DEADLINE_S):

@@ -8,6 +8,7 @@ from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import h11
+import httpx
 
 from fluxora.http.replies import SECURITY_HEADERS
 
@@ -90,4 +91,12 @@ def assert_error(answer: Answer, status: int, code: str) -> dict[str, Any]:
     assert error["message"]
     for detail in error.get("details", ()):
         assert set(detail) == {"field", "code", "message"}
+    return error
+
+
+def assert_refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """As `assert_error`, of an answer that httpx has read."""
+    error: dict[str, Any] = answer.json()
+    assert (answer.status_code, error["error"]) == (status, code), answer.text
+    assert error["requestId"] == answer.headers["x-request-id"]
     return error

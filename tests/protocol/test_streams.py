@@ -190,6 +190,11 @@ def test_a_completed_stream_has_streamed_everything_and_owes_nothing():
     assert {f(completed, 2000) for f in (withdrawable, payout, claimable_at, refund)} == {0}
 
 
+def test_a_deposit_below_nothing_streams_nothing_whatever_the_status():
+    for status in StreamStatus:
+        assert accrued(linear(deposit_amount=-1, status=status), 500) == 0, "an event that no honest contract sends"
+
+
 def test_dust_is_not_paid_until_the_end_or_the_last_of_it():
     dusty = linear(withdraw_dust_threshold=100)
     assert (payout(dusty, 99), payout(dusty, 100)) == (0, 100)
