@@ -60,6 +60,7 @@ class Connection(trio.abc.HalfCloseableStream):
         self._unread = b""
         self._ended = False  # the peer sent its last byte
         self._offered = bytearray()
+        self._leaving = 0  # bytes that `send_all` has taken over and not yet written
         self._offered_any = trio.Event()
         self._sending = trio.Lock()
         self._closed = False
@@ -67,8 +68,8 @@ class Connection(trio.abc.HalfCloseableStream):
 
     @property
     def offered_bytes(self) -> int:
-        """What was offered and is not written yet."""
-        return len(self._offered)
+        """What was offered and is not written yet, and whatever else is on its way out."""
+        return len(self._offered) + self._leaving
 
     @property
     def is_open(self) -> bool:
@@ -129,7 +130,7 @@ class Connection(trio.abc.HalfCloseableStream):
         return self._enqueue(frame)
 
     def _enqueue(self, frame: bytes) -> bool:
-        if len(self._offered) + len(frame) > self._max_offered:
+        if self.offered_bytes + len(frame) > self._max_offered:
             return False
         self._offered += frame
         self._offered_any.set()
@@ -169,8 +170,10 @@ class Connection(trio.abc.HalfCloseableStream):
         try:
             with memoryview(data) as view:
                 for start in range(0, len(view), _SLICE):
+                    self._leaving = len(view) - start
                     with trio.fail_after(self._write_timeout_s):
                         await self._transport.send_all(view[start : start + _SLICE])
+                self._leaving = 0
         except trio.TooSlowError as error:
             self._broken = True
             # Or the kernel would keep what the peer does not read, long after the connection is closed here.

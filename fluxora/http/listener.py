@@ -21,7 +21,7 @@ from fluxora.http.backend import Backend, Listening
 from fluxora.http.connection import LINGER_S, Connection
 from fluxora.http.direct_carrier import DirectCarrier, Turn
 from fluxora.http.hypercorn_carrier import HypercornCarrier
-from fluxora.http.lobby import Lobby
+from fluxora.http.lobby import AT_A_TIME, Lobby
 from fluxora.http.sockets import Work
 from fluxora.http.websocket import WebSocket
 
@@ -241,7 +241,11 @@ class Front:
         while True:
             await trio.sleep(period_s)
             now = trio.current_time()
-            for connection in [one for one in self._connections if one.due <= now]:
+            for nth, connection in enumerate([one for one in self._connections if one.due <= now], 1):
+                if nth % AT_A_TIME == 0:
+                    await trio.lowlevel.checkpoint()
+                if connection.due > now or connection not in self._connections:
+                    continue  # since it was looked for
                 if connection.websocket is not None:
                     connection.websocket.beat(now)
                 elif connection in self.lobby:

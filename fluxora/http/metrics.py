@@ -180,6 +180,12 @@ def _of_sockets(sockets: Sockets) -> Iterable[Metric]:
     for code, count in sockets.closed.items():
         closed.add_metric([str(code)], count)
     yield closed
+    hub = sockets.hub.status
+    yield GaugeMetricFamily("fluxora_hub_position", "The position up to which everything was told.", value=hub.position)
+    yield GaugeMetricFamily("fluxora_hub_subscriptions", "Subscriptions of all subscribers.", value=hub.subscriptions)
+    yield GaugeMetricFamily("fluxora_hub_catching_up", "Subscriptions that catch up.", value=hub.catching_up)
+    yield CounterMetricFamily("fluxora_hub_told", "Events told, for each subscriber.", value=hub.told)
+    yield CounterMetricFamily("fluxora_hub_dropped", "Subscribers that read too slowly.", value=hub.dropped)
 
 
 def _of_cache(cache: StreamCache | None) -> Iterable[Metric]:

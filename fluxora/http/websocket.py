@@ -256,7 +256,9 @@ class WebSocket:
         """It does not take what it is offered: end it, where it can still be told."""
         if self.connection.is_open:
             self.end(SLOW_CONSUMER)
-        else:
+        elif not self._closing:
+            self._closing = _ABNORMAL
+            self._forget()
             self._shared.attend(self.connection, _gone)
 
     def _tell(self, message: bytes) -> None:

@@ -48,7 +48,7 @@ def start(nursery: trio.Nursery, carrier: str) -> Start:
         of_backend = {
             "store": None,  # for routes that never ask it
             "push": None,
-            "hub": None,
+            "hub": Hub(None, None),  # which is told nothing
             "health": report,
             "version": "1.2.3",
             "cache": None,

@@ -510,6 +510,7 @@ async def test_metrics_tell_of_them(client, server):
     for line in (
         "fluxora_websocket_connections 1.0",
         "fluxora_websocket_messages_total 1.0",
+        "fluxora_hub_subscriptions 0.0",
         'fluxora_websocket_errors_total{code="INVALID_JSON"} 1.0',
     ):
         assert line in text
