@@ -102,6 +102,32 @@ async def test_offer_is_refused_whole_beyond_the_bound():
     assert await receive_exactly(peer, 1) == b"c"
 
 
+async def test_what_is_being_sent_counts_towards_the_bound():
+    connection, peer = pair(max_offered_bytes=1000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.send_all, b"a" * 50_000)
+        await trio.testing.wait_all_tasks_blocked()
+        assert connection.offered_bytes > 1000
+        assert not connection.offer(b"b"), "it would wait beside what has been taken over to be sent"
+        assert await receive_exactly(peer, 50_000) == b"a" * 50_000
+    assert connection.offered_bytes == 0
+    assert connection.offer(b"c")
+    assert await receive_exactly(peer, 1) == b"c"
+
+
+async def test_the_last_words_have_room_beyond_the_bound():
+    connection, peer = pair(max_offered_bytes=1000)
+    assert connection.offer(b"a" * 50_000)
+    assert not connection.offer(b"b")
+    connection.offer_last(b"z")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.send_all, b"")
+        assert await receive_exactly(peer, 50_001) == b"a" * 50_000 + b"z"
+    await connection.aclose()
+    connection.offer_last(b"too late")
+    await peer.aclose()
+
+
 async def test_offer_says_no_once_the_peer_is_gone():
     connection, peer = pair()
     await peer.aclose()

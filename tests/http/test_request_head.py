@@ -217,3 +217,25 @@ def test_a_head_of_any_shape_is_refused_in_linear_time() -> None:
     for piece in (b"a", b"a:", b"a: b\r", b"a: b\r\n", b" ", b"a: \r\n", b"\t", b"GET "):
         for lead in (b"GET / HTTP/1.1\r\n", b"GET /", b""):
             assert accepted(lead + piece * 100_000) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "fields", "asks"),
+    [
+        (b"GET / HTTP/1.1", b"Connection: Upgrade\r\nUpgrade: websocket", True),
+        (b"GET / HTTP/1.1", b"Connection: a\r\nConnection: b, upgrade\r\nUpgrade: h2c\r\nUpgrade: WebSocket", True),
+        (b"GET / HTTP/1.1", b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0", True),
+        (b"GET / HTTP/1.1", b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 1", False),
+        (b"GET / HTTP/1.1", b"Connection: Upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked", False),
+        (b"GET / HTTP/1.1", b"Connection: Upgrade, close\r\nUpgrade: websocket", False),
+        (b"GET / HTTP/1.1", b"Connection: Upgrade\r\nUpgrade: websocket2", False),
+        (b"GET / HTTP/1.1", b"Connection: Upgraded\r\nUpgrade: websocket", False),
+        (b"GET / HTTP/1.1", b"Upgrade: websocket", False),
+        (b"GET / HTTP/1.1", b"Connection: Upgrade", False),
+        (b"GET / HTTP/1.0", b"Connection: Upgrade\r\nUpgrade: websocket", False),
+        (b"POST / HTTP/1.1", b"Connection: Upgrade\r\nUpgrade: websocket", False),
+        (b"get / HTTP/1.1", b"Connection: Upgrade\r\nUpgrade: websocket", False),
+    ],
+)
+def test_a_websocket_is_asked_for_by_both_headers_of_a_get_without_a_body(line, fields, asks):
+    assert parse(line + b"\r\nHost: x\r\n" + fields + b"\r\n\r\n").upgrade is asks
