@@ -54,8 +54,12 @@ async def told(live):
 
 @asynccontextmanager
 async def opened(server, **options):
-    """A connection of trio-websocket that reads and writes JSON."""
-    async with open_websocket_url(f"ws://127.0.0.1:{server.port}/ws/streams", **options) as socket:
+    """A connection of trio-websocket that reads and writes JSON.
+
+    It has room for what the test leaves unread: that client cannot close while a message waits for its place.
+    """
+    url = f"ws://127.0.0.1:{server.port}/ws/streams"
+    async with open_websocket_url(url, message_queue_size=10_000, **options) as socket:
         try:
             yield Spoken(socket)
         finally:
