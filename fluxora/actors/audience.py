@@ -99,7 +99,7 @@ class Audience:
         self.members: dict[Subscriber, Member] = {}
         self.told = 0  # events times those who were offered them
         self._drop = drop
-        self._followers: dict[Selector, set[Subscriber]] = {}
+        self._followers: dict[Selector, dict[Subscriber, None]] = {}  # served in the order in which they came
         self._batch: _Batch | None = None
 
     @property
@@ -117,7 +117,7 @@ class Audience:
         if member is None:
             return
         member.live[selector] = min(after, member.live.get(selector, after))
-        self._followers.setdefault(selector, set()).add(subscriber)
+        self._followers.setdefault(selector, {})[subscriber] = None
 
     def unfollow(self, subscriber: Subscriber, selector: Selector, head: int) -> None:
         """From the next batch on; what is due of this one, which ends at `head`, is offered now."""
@@ -147,7 +147,7 @@ class Audience:
     def _remove(self, subscriber: Subscriber, selector: Selector) -> None:
         followers = self._followers.get(selector)
         if followers is not None:
-            followers.discard(subscriber)
+            followers.pop(subscriber, None)
             if not followers:
                 del self._followers[selector]
 

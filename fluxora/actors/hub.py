@@ -22,7 +22,6 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from fluxora import logs
 from fluxora.actors.audience import Audience, Subscriber, SubscriberProtocol
 from fluxora.actors.catch_up import CatchUp
 from fluxora.actors.feed import Feed
@@ -80,7 +79,6 @@ class Hub:
         self._catching_up = 0
         self._dropped = 0
         self._stop = trio.CancelScope()
-        self._log = logs.get(self.name)
 
     @property
     def head(self) -> int:
@@ -122,9 +120,8 @@ class Hub:
         while True:
             try:
                 return await ask()
-            except StorageUnavailable as error:
-                self._log.info("hub.database_unavailable", error=str(error))
-                await trio.sleep(_RETRY_S)
+            except StorageUnavailable:
+                await trio.sleep(_RETRY_S)  # the feed says so in the log, once for everyone
 
     async def publish(self, events: Sequence[LogEvent]) -> None:
         """Tell committed events, which follow on the head without a gap. Others may run in between, for fairness.
@@ -219,8 +216,11 @@ class Hub:
 
     async def _reachable(self, selector: Selector, after: int) -> None:
         """Wait until the hub has come to `after`, which the client may have from another replica."""
-        if after > self.head and after > await self.patiently(self._store.position):
-            raise ResumeLost("The position is above the newest one of the log", self.head)
+        if after > self.head:
+            async with self._reading:
+                newest = await self.patiently(self._store.position)
+            if after > newest:
+                raise ResumeLost("The position is above the newest one of the log", self.head)
         while self.head < after:
             await self._moved.wait()  # it is committed, so the feed brings it; the caller's scope ends the wait
         if selector.kind in {"sender", "recipient"} and self.head - after > self._reach:

@@ -106,6 +106,7 @@ class Log:
     async def events_of(self, query: EventQuery) -> list[LogEvent]:
         await self._answer()
         found = [one for one in self.events if query.stream_id in {None, one.stream_id} and one.position > query.after]
+        await trio.lowlevel.checkpoint()  # the answer is on its way, and the log grows
         return found[: min(query.limit, self._page)]
 
     async def _answer(self) -> None:

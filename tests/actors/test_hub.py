@@ -257,7 +257,7 @@ async def test_what_is_followed_already_is_told_once_and_what_was_given_up_again
     (reader,) = world.readers
     assert await world.hub.resume(reader, Selector("stream", "s0"), 0) == 6
     assert reader.told == [1, 4]
-    await world.hub.resume(reader, Selector("stream", "s0"), 0)
+    await world.hub.resume(reader, Selector("stream", "s0"), 4)
     await world.hub.resume(reader, ALL, 0)
     assert reader.told == [1, 4, 2, 3, 5, 6]
     for selector in (ALL, Selector("stream", "s0")):
@@ -283,10 +283,47 @@ async def test_a_retraction_reaches_those_who_were_told_what_it_takes_back(world
     }
     assert told == expected
     assert sum(map(len, told.values())) == 3
+    asked = world.log.asked
+    for what in ("update", "remove"):
+        world.log.write(what, 2)
+    world.log.grow()
+    await settled()
+    assert world.log.asked == asked, "what stands in front of it in the log tells enough"
     later = world.joined(Reader("v2"))
     for name in PEOPLE:
         await world.hub.resume(later, Selector("recipient", name), 6)
-    assert sorted(later.told) == [7, 8, 9]
+    assert sorted(later.told) == [7, 8, 9, 10, 11]
+
+
+async def test_of_a_long_past_the_last_parties_count() -> None:
+    log = Log()
+    for what in ("create", "update", "update", "update", "transfer", "update", "update"):
+        log.write(what, 0)
+    hub = log.hub()
+    followers = [Reader("v2") for _ in PEOPLE]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hub.run)
+        for name, reader in zip(PEOPLE, followers, strict=True):
+            hub.join(reader)
+            hub.subscribe(reader, Selector("recipient", name))
+        log.write("remove", 0)
+        log.grow()
+        await settled()
+        nursery.cancel_scope.cancel()
+    assert [reader.told for reader in followers] == [[], [8], []]
+
+
+async def test_a_piece_is_in_the_order_of_the_log_whatever_brings_its_parts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fluxora.actors.hub.BATCH_EVENTS", 100)
+    (reader,) = world.readers
+    for stream in ("s0", "s1"):
+        world.hub.subscribe(reader, Selector("stream", stream))
+    await world.hub.publish(
+        [world.log.write("update" if at in {1, 8, 64} else "contract", at == 8) for at in range(70)]
+    )
+    assert reader.told == [8, 15, 71]
 
 
 async def test_a_gap_is_refused_and_loses_nothing(world: World) -> None:
@@ -315,26 +352,208 @@ async def test_a_batch_that_was_begun_is_told_to_all_though_the_hub_is_stopped(w
     assert [reader.told for reader in readers] == [[7]] * 50
 
 
-async def test_a_subscription_made_while_a_batch_is_on_its_way_begins_behind_it(world: World) -> None:
-    others = [world.joined(Reader("v2")) for _ in range(10)]
-    for one in others:
-        world.hub.subscribe(one, ALL)
-    (late,) = world.readers
-    early = world.joined(Reader("v2"))
-    world.hub.subscribe(early, ALL)
-    world.log.write("update", 0)
+async def on_its_way(world: World, *updates: int) -> list[Reader]:
+    """A batch is being told to 50 readers who came first; those whom the test makes wait for theirs."""
+    others = [world.joined(Reader("v2")) for _ in range(50)]
+    for one in (*others, *world.readers):
+        world.hub.subscribe(one, Selector("stream", "s0"))
+    for number in updates:
+        world.log.write("update", number)
     world.log.grow()
-    while not any(one.told for one in others):
+    while not others[0].told:
         await trio.lowlevel.checkpoint()
-    early.told.clear()
+    assert not others[20].told
+    return others
+
+
+async def test_a_subscription_made_while_a_batch_is_on_its_way_begins_behind_it(world: World) -> None:
+    (reader,) = world.readers
+    late = world.joined(Reader("v2"))
+    others = await on_its_way(world, 0)
     assert world.hub.subscribe(late, ALL) == 7
-    missing = [one for one in others if not one.told]
-    assert world.hub.unsubscribe(missing[0], ALL) == 7
-    assert missing[0].told == [7]  # its part of the batch came first
+    assert reader.told == []
+    assert world.hub.subscribe(reader, ALL) == 7
+    assert reader.told == [7], "what comes later must be above the position that was returned"
+    assert world.hub.unsubscribe(others[49], Selector("stream", "s0")) == 7
+    assert others[49].told == [7], "its part of the batch comes first"
+    world.leave(others[48])
     world.log.write("update", 0)
     world.log.grow()
     await settled()
-    assert (late.told, missing[0].told, missing[1].told) == ([8], [7], [7, 8])
+    assert (late.told, reader.told, others[49].told, others[48].told) == ([8], [7, 8], [7], [])
+    assert others[47].told == [7, 8]
+
+
+async def test_who_has_caught_up_while_a_batch_is_on_its_way_has_its_part_of_it(world: World) -> None:
+    (reader,) = world.readers
+    await on_its_way(world, 0)
+    world.resume(reader, Selector("stream", "s0"), 6)
+    while world.resuming:
+        await trio.lowlevel.checkpoint()
+    assert reader.told == [7]
+
+
+async def test_what_is_live_comes_before_what_is_caught_up_with(world: World) -> None:
+    (reader,) = world.readers
+    await on_its_way(world, 0, 1)
+    world.resume(reader, Selector("stream", "s1"), 6)
+    while world.resuming:
+        await trio.lowlevel.checkpoint()
+    assert reader.told == [7, 8]
+
+
+async def test_a_batch_that_is_on_its_way_is_finished_before_the_next_one(world: World) -> None:
+    world.hub.drain()
+    readers = [world.joined(Reader("v2")) for _ in range(20)]
+    for reader in readers:
+        world.hub.subscribe(reader, ALL)
+    events = [world.log.write("update", number) for number in range(2)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.hub.publish, events[:1])
+        while not readers[0].told:
+            await trio.lowlevel.checkpoint()
+        await world.hub.publish(events[1:])
+    assert [reader.told for reader in readers] == [[7, 8]] * 20
+
+
+async def test_who_leaves_while_something_is_announced_is_left_alone(world: World) -> None:
+    readers = [world.joined(Reader("v2")) for _ in range(20)]
+    world.nursery.start_soon(world.hub.announce, "service.degraded", "database", 0)
+    while not readers[0].notices:
+        await trio.lowlevel.checkpoint()
+    world.leave(readers[-1])
+    await settled()
+    assert [len(reader.notices) for reader in readers] == [1] * 19 + [0]
+
+
+async def stalled(world: World, *selectors: Selector, rows: int = 30) -> Reader:
+    """A reader with little room that reads nothing, and follows `selectors` from the first of `rows` on."""
+    reader = world.joined(Reader("v2", room=700))
+    for selector in selectors:
+        world.hub.subscribe(reader, selector)
+    for number in range(rows):
+        world.log.write("update", number)
+    world.log.grow()
+    await settled()
+    reader.stall(stalled=True)
+    return reader
+
+
+async def read_on(reader: Reader) -> None:
+    for _ in range(60):
+        reader.stall(stalled=False)
+        reader.stall(stalled=True)
+        await settled()
+
+
+async def test_what_is_no_longer_wanted_is_not_caught_up_with(world: World) -> None:
+    reader = await stalled(world)
+    world.resume(reader, ALL, 0)
+    await settled()
+    told = len(reader.told)
+    assert told < 36
+    world.unsubscribe(reader, ALL)
+    await read_on(reader)
+    assert world.resuming == 0
+    assert len(reader.told) == told
+    world.log.write("update", 0)
+    world.log.grow()
+    await settled()
+    assert len(reader.told) == told
+
+
+async def test_what_a_subscription_told_before_it_ended_is_left_out(world: World) -> None:
+    reader = await stalled(world, ALL)
+    assert reader.told == list(range(7, 37))
+    world.resume(reader, Selector("stream", "s0"), 0)
+    await settled()
+    world.unsubscribe(reader, ALL)
+    await read_on(reader)
+    assert world.resuming == 0
+    assert sorted(reader.told) == [1, 4, *range(7, 37)]
+
+
+async def test_what_was_caught_up_with_before_it_was_given_up_is_left_out_by_who_waited(world: World) -> None:
+    reader = await stalled(world)
+    world.resume(reader, ALL, 0)
+    world.resume(reader, Selector("stream", "s0"), 0)
+    await settled()
+    told = set(reader.told)
+    assert 1 in told
+    assert len(told) < 30
+    world.unsubscribe(reader, ALL)
+    await read_on(reader)
+    assert world.resuming == 0
+    assert sorted(reader.told) == sorted(told | set(range(1, 37, 3)))
+
+
+async def test_who_refuses_because_of_what_is_live_is_waited_for(world: World) -> None:
+    reader = await stalled(world, Selector("stream", "s1"), rows=0)
+    for _ in range(2):
+        world.log.write("update", 1)
+    world.log.grow()
+    await settled()
+    world.resume(reader, Selector("stream", "s0"), 0)
+    await settled()
+    assert reader.told == [7, 8]
+    await read_on(reader)
+    assert reader.told == [7, 8, 1, 4]
+    assert not reader.dropped
+
+
+async def test_who_refuses_though_all_is_written_is_dropped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    (reader,) = world.readers
+    monkeypatch.setattr(reader, "offer", lambda _: False)
+    assert await world.hub.resume(reader, ALL, 0) is None
+    assert reader.dropped == ["slow"]
+    gone = world.joined(Reader("v2", gone=True))
+    assert await world.hub.resume(gone, ALL, 0) is None
+    assert gone.dropped == ["slow"]
+    assert world.hub.status.subscribers == 0
+
+
+async def test_who_was_dropped_follows_nothing_any_more(world: World) -> None:
+    (reader,) = world.readers
+    for selector in SELECTORS:
+        world.hub.subscribe(reader, selector)
+    assert world.hub.status.subscriptions == len(SELECTORS)
+    world.hub.leave(reader)
+    assert world.hub.subscribe(reader, ALL) == 6
+    assert await world.hub.resume(reader, ALL, 0) is None
+    world.hub.unsubscribe(reader, ALL)
+    world.hub.leave(reader)
+    assert (world.hub.status.subscribers, world.hub.status.subscriptions) == (0, 0)
+    assert not world.hub._audience._followers
+
+
+async def test_what_is_committed_and_not_told_yet_is_left_to_the_hub(world: World) -> None:
+    (reader,) = world.readers
+    for _ in range(20):
+        world.log.write("update", 0)
+    with trio.fail_after(PATIENCE_S):
+        assert await world.hub.resume(reader, Selector("stream", "s0"), 0) == 6
+    assert reader.told == [1, 4]
+    world.log.grow()
+    await settled()
+    assert reader.told == [1, 4, *range(7, 27)]
+
+
+async def test_an_address_that_is_followed_meanwhile_is_not_told_twice_of_a_retraction(world: World) -> None:
+    """Whom it concerns is not known yet to who began to catch up when no address was followed."""
+    reader = world.joined(Reader("v2", room=2_000))
+    reader.stall(stalled=True)
+    world.log.write("remove", 0)
+    (recipient,) = (one for one in world.log.matched[6] if one.kind == "recipient")
+    world.resume(reader, ALL, 4)
+    await settled()
+    assert reader.told == [5, 6]
+    world.hub.subscribe(reader, recipient)
+    world.log.grow()
+    await settled()
+    assert reader.told == [5, 6, 7]
+    await read_on(reader)
+    assert world.resuming == 0
+    assert reader.told == [5, 6, 7]
 
 
 async def test_it_can_be_run_again_and_goes_on_where_it_was(world: World) -> None:
