@@ -126,6 +126,12 @@ def _a_stream_that_can_be(case: Any) -> None:
         case.headers["Idempotency-Key"] = f"{case.headers['Idempotency-Key'][:100]}-{digest}"
 
 
+def _one_kind_of_sockets(case: Any) -> None:
+    """By their stream, by their principal, or all."""
+    given = [name for name, value in case.body.items() if value is not None]
+    case.body = {given[0]: case.body[given[0]]} if given else {"all": True}
+
+
 def _a_batch_that_can_be(case: Any) -> None:
     """Ids of the events' own ledgers, each once; one hash for each ledger; payloads that fit their topics."""
     hashes: dict[int, str] = {}
@@ -152,5 +158,6 @@ _RULES: dict[str, Callable[[Any], None]] = {
     "GET /api/export/events.ndjson": _ledgers_in_order,
     "GET /api/streams": _cursor_of_this_list,
     "POST /api/streams": _a_stream_that_can_be,
+    "POST /api/admin/ws/disconnect": _one_kind_of_sockets,
     f"POST {fuzzed_process.INGEST}": _a_batch_that_can_be,
 }
