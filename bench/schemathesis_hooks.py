@@ -137,6 +137,15 @@ def _a_batch_that_can_be(case: Any) -> None:
             event["topic"], event["payload"] = "created", fuzzed_process.created(1000 + index)
 
 
+def _one_selection(case: Any) -> None:
+    """Exactly one of the members."""
+    given = [name for name, value in case.body.items() if value is not None]
+    for name in given[1:]:
+        del case.body[name]
+    if not given:
+        case.body["all"] = True
+
+
 def _fits(topic: str, payload: MutableMapping[str, Any]) -> bool:
     try:
         contract.decode_named(
@@ -151,6 +160,7 @@ _RULES: dict[str, Callable[[Any], None]] = {
     "GET /api/events": _ledgers_in_order,
     "GET /api/export/events.ndjson": _ledgers_in_order,
     "GET /api/streams": _cursor_of_this_list,
+    "POST /api/admin/ws/disconnect": _one_selection,
     "POST /api/streams": _a_stream_that_can_be,
     f"POST {fuzzed_process.INGEST}": _a_batch_that_can_be,
 }

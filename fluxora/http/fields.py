@@ -246,6 +246,7 @@ PrincipalId = Annotated[
         max_length=MAX_PRINCIPAL,
         description="Whom a credential names: key:<name> or jwt:<sub>; anonymous is who has none.",
         examples=["jwt:alice"],
+        extra_json_schema={"pattern": r"^(anonymous|(key|jwt):[\s\S]{1,255})$"},
         extra={"read": text_that(_is_principal, "INVALID_FORMAT", "anonymous, key:<name> or jwt:<sub>")},
     ),
 ]
