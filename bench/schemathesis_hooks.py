@@ -126,12 +126,6 @@ def _a_stream_that_can_be(case: Any) -> None:
         case.headers["Idempotency-Key"] = f"{case.headers['Idempotency-Key'][:100]}-{digest}"
 
 
-def _one_kind_of_sockets(case: Any) -> None:
-    """By their stream, by their principal, or all."""
-    given = [name for name, value in case.body.items() if value is not None]
-    case.body = {given[0]: case.body[given[0]]} if given else {"all": True}
-
-
 def _a_batch_that_can_be(case: Any) -> None:
     """Ids of the events' own ledgers, each once; one hash for each ledger; payloads that fit their topics."""
     hashes: dict[int, str] = {}
@@ -141,6 +135,15 @@ def _a_batch_that_can_be(case: Any) -> None:
         event["ledgerHash"] = hashes.setdefault(ledger, event["ledgerHash"])
         if "topic" in event and not _fits(event["topic"], event["payload"]):
             event["topic"], event["payload"] = "created", fuzzed_process.created(1000 + index)
+
+
+def _one_selection(case: Any) -> None:
+    """Exactly one of the members."""
+    given = [name for name, value in case.body.items() if value is not None]
+    for name in given[1:]:
+        del case.body[name]
+    if not given:
+        case.body["all"] = True
 
 
 def _fits(topic: str, payload: MutableMapping[str, Any]) -> bool:
@@ -157,7 +160,7 @@ _RULES: dict[str, Callable[[Any], None]] = {
     "GET /api/events": _ledgers_in_order,
     "GET /api/export/events.ndjson": _ledgers_in_order,
     "GET /api/streams": _cursor_of_this_list,
+    "POST /api/admin/ws/disconnect": _one_selection,
     "POST /api/streams": _a_stream_that_can_be,
-    "POST /api/admin/ws/disconnect": _one_kind_of_sockets,
     f"POST {fuzzed_process.INGEST}": _a_batch_that_can_be,
 }

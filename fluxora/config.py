@@ -99,7 +99,8 @@ class HttpConfig:
 
     `trusted_proxies` are believed in X-Forwarded-For. `cors_origins` are exact, as browsers send them. With `direct`
     the listener serves complete small requests itself. Of `max_connections` at most `max_websockets` may be WebSockets,
-    and `max_websockets_per_client` from one address. One that does not answer a ping, sent every `ws_ping_s`, is ended.
+    and `max_websockets_per_client` from one address; event streams count as such. A WebSocket that does not answer a
+    ping, sent every `ws_ping_s`, is ended; an event stream gets a comment every `sse_comment_s`.
     """
 
     access: AccessConfig = AccessConfig()
@@ -119,6 +120,7 @@ class HttpConfig:
     max_websockets: int = 10_000
     max_websockets_per_client: int = 100
     ws_ping_s: float = 30.0
+    sse_comment_s: float = 15.0
     drain_s: float = 10.0
 
 

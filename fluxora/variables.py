@@ -255,7 +255,7 @@ VARIABLES: tuple[Variable, ...] = (
         "FLUXORA_WS_MAX",
         "http.max_websockets",
         _integer(1, 1_000_000),
-        "WebSockets that may be open at a time",
+        "WebSockets and event streams that may be open at a time",
     ),
     Variable(
         "FLUXORA_WS_MAX_PER_CLIENT",

@@ -19,13 +19,14 @@ from fluxora.protocol.sockets import Selector
 if TYPE_CHECKING:
     from fluxora.actors.catch_up import CatchUp
 
-SubscriberProtocol = Literal["v2", "broadcast", "sse"]
+SubscriberProtocol = Literal["v2", "broadcast", "sse", "sse_chunked"]
 DropReason = Literal["slow"]
 
 FRAMED: dict[SubscriberProtocol, Callable[[LogEvent], bytes]] = {
     "v2": lambda event: frames.text(sockets.stream_update(event)),
     "broadcast": lambda event: frames.text(sockets.broadcast(event)),
     "sse": sockets.sse,
+    "sse_chunked": lambda event: sockets.chunk(sockets.sse(event)),
 }
 """An event as a connection of each protocol carries it."""
 

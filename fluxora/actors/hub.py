@@ -152,10 +152,12 @@ class Hub:
 
     async def announce(self, name: ServiceEvent, reason: str, timestamp_ms: int) -> None:
         """Tell every subscriber of the state of the service (`timestamp_ms`: Unix milliseconds)."""
+        of_sse = sockets.sse_service(name, reason, timestamp_ms)
         told: dict[SubscriberProtocol, bytes] = {
             "v2": frames.text(sockets.service(name, reason, timestamp_ms)),
             "broadcast": frames.text(sockets.broadcast_service(name, reason, timestamp_ms)),
-            "sse": sockets.sse_service(name, reason, timestamp_ms),
+            "sse": of_sse,
+            "sse_chunked": sockets.chunk(of_sse),
         }
         for served, subscriber in enumerate(list(self._audience.members), 1):
             if subscriber in self._audience.members and not subscriber.offer(told[subscriber.protocol]):

@@ -1,4 +1,4 @@
-"""For operators: who may do how much, as this process was told, and sending WebSockets away. No secret is in it."""
+"""For operators: who may do how much, as this process was told, and ending live connections. No secret is in it."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def access(request: Request, backend: Backend) -> Reply:
 
 
 class Disconnected(msgspec.Struct):
-    """How many WebSockets were told to go."""
+    """How many WebSockets and event streams were told to go."""
 
     disconnected: int
 
 
 def disconnect(request: Request, backend: Backend) -> Reply:
-    """Close WebSockets with 4403: those subscribed to one stream, those of one principal, or all of this process.
+    """Close WebSockets with 4403 and end event streams: those subscribed to one stream, of one principal, or all here.
 
     Raises:
         BadRequest, UnsupportedMediaType, InvalidJson: it does not say which.

@@ -15,7 +15,15 @@ import trio
 from structlog.contextvars import bind_contextvars
 
 from fluxora import logs
-from fluxora.errors import BadRequest, NotAcceptable, RequestTimeout, TooManyRequests, Unauthorized, Unavailable
+from fluxora.errors import (
+    BadRequest,
+    NotAcceptable,
+    RequestError,
+    RequestTimeout,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
 from fluxora.http.access import Principal, authorize
 from fluxora.http.backend import Backend
 from fluxora.http.exchange import ANONYMOUS, ClientLeft, Pending, Reply, Request, joined
@@ -229,6 +237,16 @@ class Answer:
     def _pattern(self) -> str:
         """The route's pattern, not the path: log fields and labels stay few."""
         return "unmatched" if self._match is None else self._match.route.pattern
+
+
+def opens(head: RequestHead, backend: Backend) -> bool:
+    """Whether a connection may go on as something else behind the answer, which only the listener's carrier can do."""
+    if head.upgrade:
+        return True
+    try:
+        return TABLE.match(head.method, head.raw_path, backend).route.opens
+    except RequestError:  # it gets its answer from whoever carries it
+        return False
 
 
 def _query(query_string: str) -> tuple[tuple[str, str], ...]:

@@ -125,5 +125,11 @@ class Backend:
         self.addresses = ClientAddress(config.trusted_proxies)
         self.cors = Cors(config.cors_origins)
         self.health_reply = HealthReply(self.health)
-        self.sockets = Sockets(self.hub, ping_s=config.ws_ping_s, flush_s=config.write_timeout_s, clock=self.clock)
+        self.sockets = Sockets(
+            self.hub,
+            ping_s=config.ws_ping_s,
+            comment_s=config.sse_comment_s,
+            flush_s=config.write_timeout_s,
+            clock=self.clock,
+        )
         self.exposition = Exposition(self.metrics, self.sockets, self.health, lambda: self.cache)

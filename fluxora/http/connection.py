@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
-    from fluxora.http.websocket import WebSocket
+    from fluxora.http.outlet import Outlet
 
 MAX_OFFERED_BYTES = 1 << 20
 WRITE_TIMEOUT_S = 30.0
@@ -36,7 +36,7 @@ class Connection(trio.abc.HalfCloseableStream):
     connection runs inside `scope`, which is given `LINGER_S` to end by itself once the stream is closed. Whoever
     watches over the connections cancels it when `due` (trio's clock) has passed: one comparison now and then instead of
     a timer for each request. `idle`: no byte of a request is here; `overdue`: it was cancelled for a head that is late.
-    `websocket` is what the connection became by an upgrade, and gets all that is received from then on.
+    `outlet` is what the connection became by an answer that goes on, and gets all that is received from then on.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Connection(trio.abc.HalfCloseableStream):
         self.due = math.inf
         self.idle = False
         self.overdue = False
-        self.websocket: WebSocket | None = None
+        self.outlet: Outlet | None = None
         self._transport = transport
         self._max_offered = max_offered_bytes
         self._write_timeout_s = write_timeout_s

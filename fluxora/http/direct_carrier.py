@@ -14,13 +14,15 @@ import trio
 
 from fluxora import logs
 from fluxora.errors import PayloadTooLarge
-from fluxora.http.answer import Answer
+from fluxora.http.answer import Answer, opens
 from fluxora.http.backend import Backend
 from fluxora.http.connection import Connection
-from fluxora.http.exchange import ClientLeft, Reply, joined
+from fluxora.http.event_stream import EventStream
+from fluxora.http.exchange import ClientLeft, Opening, Reply, joined
 from fluxora.http.hypercorn_carrier import HypercornCarrier
 from fluxora.http.replies import new_request_id, rendered, transport_refusal
 from fluxora.http.request_head import END_OF_HEAD, MAX_HEAD_BYTES, Malformed, RequestHead, parse
+from fluxora.http.sockets import OF_EVENTS
 from fluxora.http.websocket import WebSocket
 
 MOST_AT_ONCE = 16  # requests of one connection before others have their turn
@@ -91,7 +93,7 @@ class DirectCarrier:
                 turn = Turn(whole)
             rest = await self._serve_one(connection, turn)
             if rest is None:
-                return connection.websocket is not None
+                return connection.outlet is not None
             if not rest:
                 if self._backend.stopping.is_set():  # since this answer was begun: nobody will come to end its rest
                     return False
@@ -135,7 +137,7 @@ class DirectCarrier:
     async def _serve_one(self, connection: Connection, turn: Turn) -> bytes | None:
         """Serve the request at the beginning of `turn`; the bytes behind it.
 
-        None where no request can follow: the connection has ended, or it is a WebSocket now.
+        None where no request can follow: the connection has ended, or it is something else now.
         """
         connection.due = math.inf  # what serves a request has deadlines of its own
         try:
@@ -147,7 +149,7 @@ class DirectCarrier:
         if head.size > MAX_HEAD_BYTES:
             await self.refuse(connection, 431)
             return None
-        if not (self._backend.config.direct or head.upgrade):
+        if not (self._backend.config.direct or opens(head, self._backend)):
             connection.replay(turn.received)
             return await self._framework.serve(connection, head)
         answer = turn.answer or Answer(self._backend, head, connection.peer)
@@ -161,10 +163,12 @@ class DirectCarrier:
                 reply = await answer.in_time(body.read)
             except ClientLeft:
                 return None
-        if reply.opens is not None:
+        if reply.opens is not None and reply.opens.protocol == "sse" and head.persistent:
+            reply = _in_chunks(reply, reply.opens)
+        if reply.opens is not None and head.method != "HEAD":
             self._open(connection, answer, head, reply, body.rest)
             return None
-        close = not head.persistent or not body.ended or self._backend.stopping.is_set()
+        close = reply.opens is not None or not head.persistent or not body.ended or self._backend.stopping.is_set()
         await connection.reply(_rendered(reply, answer, head, close=close))
         if close:
             await connection.aclose()
@@ -175,17 +179,30 @@ class DirectCarrier:
         return rest
 
     def _open(self, connection: Connection, answer: Answer, head: RequestHead, reply: Reply, received: bytes) -> None:
-        """Make the connection a WebSocket. Nothing is waited for here, so that those that were counted stay counted.
+        """Make the connection what the reply says: a WebSocket, or an event stream, which ends with the connection.
+
+        Nothing is waited for here, so that those that were counted stay counted.
 
         Raises:
             trio.BrokenResourceError: the peer is gone.
         """
         assert reply.opens is not None
-        if not connection.offer(_rendered(reply, answer, head, close=False)):
-            raise trio.BrokenResourceError("the peer left before its handshake was answered")
-        connection.websocket = WebSocket(connection, reply.opens, self._backend.sockets)
+        of_events = reply.opens.protocol in OF_EVENTS
+        if not connection.offer(_rendered(reply, answer, head, close=of_events)):
+            raise trio.BrokenResourceError("the peer left before the head of its answer was sent")
+        make = EventStream if of_events else WebSocket
+        connection.outlet = make(connection, reply.opens, self._backend.sockets)
         if received:
-            connection.websocket.received(received)
+            connection.outlet.received(received)
+
+
+def _in_chunks(reply: Reply, opening: Opening) -> Reply:
+    """An event stream for a client that reads chunks and did not ask for an end: so none waits for a buffer to fill."""
+    return msgspec.structs.replace(
+        reply,
+        headers=(*reply.headers, ("transfer-encoding", "chunked")),
+        opens=msgspec.structs.replace(opening, protocol="sse_chunked"),
+    )
 
 
 def _rendered(reply: Reply, answer: Answer, head: RequestHead, *, close: bool) -> bytes:

@@ -52,12 +52,17 @@ async def stream_events(request: Request, backend: Backend) -> Reply:
         raise NotFound("There is no such stream")
     position = await backend.store.position()
     found = await backend.store.events(EventQuery(after=wanted.after, limit=wanted.limit + 1, stream_id=stream_id))
-    if not found and not await _is_known(stream_id, backend):
+    if not found and not await is_known(stream_id, backend):
         raise NotFound("There is no such stream")
     return _page(found, wanted, position)
 
 
-async def _is_known(stream_id: str, backend: Backend) -> bool:
+async def is_known(stream_id: str, backend: Backend) -> bool:
+    """Whether the log ever spoke of such a stream; `stream_id` is one by its form.
+
+    Raises:
+        StorageUnavailable: the database cannot answer.
+    """
     if await backend.store.stream(stream_id) is not None:
         return True
     return bool(await backend.store.events(EventQuery(after=0, limit=1, stream_id=stream_id)))

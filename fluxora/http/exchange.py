@@ -15,6 +15,7 @@ import msgspec
 
 from fluxora.actors.audience import SubscriberProtocol
 from fluxora.http.access import Principal
+from fluxora.protocol.sockets import ALL, Selector
 
 if TYPE_CHECKING:
     from fluxora.http.backend import Backend
@@ -47,18 +48,24 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Opening(msgspec.Struct, frozen=True, gc=False):
-    """A WebSocket that was granted: to whom, from which address, and what it speaks."""
+    """What a connection goes on as, a WebSocket or an event stream ("sse"): to whom it was granted, at which address.
+
+    Whether an event stream goes out in chunks ("sse_chunked") is up to its carrier.
+    `selector` is what an event stream follows, behind position `after` (None: from now on).
+    """
 
     protocol: SubscriberProtocol
     principal: Principal
     client: str
+    selector: Selector = ALL
+    after: int | None = None
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
     """What goes back. Header names are lower case; content-length, date and connection are the carrier's business.
 
     `chunks` is a body that is made while it is sent, in place of `body`; only routes that say `streams` may have it.
-    `opens` says what the connection goes on as behind a 101.
+    `opens` says what the connection goes on as behind the head; only routes that say `opens` may have it.
     """
 
     status: int

@@ -15,6 +15,8 @@ LINKS = {
     "stream": "/api/streams/{id}{?asOf}",
     "streamEvents": "/api/streams/{id}/events{?after,limit}",
     "events": "/api/events{?after,limit,streamId,event,contractId,ledgerFrom,ledgerTo}",
+    "followStream": "/api/streams/{id}/stream{?after}",
+    "followEvents": "/api/events/stream{?after,streamId,sender,recipient}",
     "treasury": "/api/treasury/{address}{?asOf}",
     "exportStreams": "/api/export/streams.csv{?status,sender,recipient,contractId,order,asOf}",
     "exportEvents": "/api/export/events.ndjson{?after,streamId,event,contractId,ledgerFrom,ledgerTo}",

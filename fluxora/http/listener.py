@@ -22,8 +22,8 @@ from fluxora.http.connection import LINGER_S, Connection
 from fluxora.http.direct_carrier import DirectCarrier, Turn
 from fluxora.http.hypercorn_carrier import HypercornCarrier
 from fluxora.http.lobby import AT_A_TIME, Lobby
+from fluxora.http.outlet import Outlet
 from fluxora.http.sockets import Work
-from fluxora.http.websocket import WebSocket
 
 if sys.platform != "win32":  # which has no such limit
     import resource
@@ -121,21 +121,21 @@ class Front:
         if not self.lobby.rest(connection):
             self._drop(connection)
 
-    def _rest_open(self, connection: Connection, socket: WebSocket) -> None:
-        """A new WebSocket goes where connections rest, unless its first bytes, or ours, were its last."""
+    def _rest_open(self, connection: Connection, outlet: Outlet) -> None:
+        """A new outlet goes where connections rest, unless its first bytes, or ours, were its last."""
         if self._stopping.is_set():
             self._sockets.drain()
-        if not socket.ending and not self.lobby.rest(connection):
+        if not outlet.ending and not self.lobby.rest(connection):
             self._drop(connection)
 
     def _arrive(self, connection: Connection) -> None:
         """Something came on a resting connection."""
-        socket, turn = connection.websocket, None
+        outlet, turn = connection.outlet, None
         try:
-            if socket is not None:
+            if outlet is not None:
                 received = connection.receive_nowait(SOCKET_BYTES)
                 if received:
-                    socket.received(received)
+                    outlet.received(received)
                     return
             else:
                 received = connection.receive_nowait()
@@ -170,15 +170,15 @@ class Front:
         except* Exception:  # noqa: BLE001 (a defect, logged; it costs this connection and no other)
             _log.exception("http.connection_failed")
         finally:
-            if connection.websocket is not None and connection.is_open:
-                self._rest_open(connection, connection.websocket)
+            if connection.outlet is not None and connection.is_open:
+                self._rest_open(connection, connection.outlet)
             elif rests and not self._stopping.is_set() and connection.is_open:
                 self._rest(connection, self._config.keep_alive_s)
             else:
                 self._drop(connection)
 
     def _attend(self, connection: Connection, work: Work) -> None:
-        """Work for a WebSocket that has to wait, beside the lobby that goes on reading what it sends."""
+        """Work for an outlet that has to wait, beside the lobby that goes on reading what it sends."""
         self._nursery.start_soon(self._beside, connection, work)
 
     async def _beside(self, connection: Connection, work: Work) -> None:
@@ -197,8 +197,8 @@ class Front:
     def _drop(self, connection: Connection) -> None:
         self.lobby.leave(connection)
         connection.abort()
-        if connection.websocket is not None:
-            connection.websocket.left()
+        if connection.outlet is not None:
+            connection.outlet.left()
         self._connections.discard(connection)
         self._metrics.connections = len(self._connections)
         self._ended.set()
@@ -207,11 +207,11 @@ class Front:
     async def drain(self) -> None:
         """Let requests in flight finish, for `drain_s` at most; connections without one close now.
 
-        WebSockets are told, and have the same time to hear it.
+        WebSockets are told, event streams end, and both have the same time for what is queued.
         """
         self._sockets.drain()
         for connection in tuple(self._connections):
-            if connection.websocket is not None:
+            if connection.outlet is not None:
                 continue
             if connection in self.lobby:
                 self._drop(connection)
@@ -229,15 +229,18 @@ class Front:
             self.lobby.leave(connection)
             connection.scope.cancel()
             connection.abort()  # a send under Hypercorn's shield does not see the cancellation
-            if connection.websocket is not None:
-                connection.websocket.left()
+            if connection.outlet is not None:
+                connection.outlet.left()
 
     async def watch(self) -> None:
         """End connections that have rested for too long, and give up heads that are overdue, until cancelled.
 
-        The same loop is the clock of WebSockets.
+        The same loop is the clock of WebSockets and event streams.
         """
-        period_s = min(WATCH_EVERY_S, self._config.read_head_timeout_s / 2, self._config.ws_ping_s / 2)
+        config = self._config
+        period_s = min(
+            WATCH_EVERY_S, *(s / 2 for s in (config.read_head_timeout_s, config.ws_ping_s, config.sse_comment_s))
+        )
         while True:
             await trio.sleep(period_s)
             now = trio.current_time()
@@ -246,8 +249,8 @@ class Front:
                     await trio.lowlevel.checkpoint()
                 if connection.due > now or connection not in self._connections:
                     continue  # since it was looked for
-                if connection.websocket is not None:
-                    connection.websocket.beat(now)
+                if connection.outlet is not None:
+                    connection.outlet.beat(now)
                 elif connection in self.lobby:
                     self._drop(connection)
                 else:

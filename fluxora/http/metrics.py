@@ -167,6 +167,7 @@ def _of_health(report: HealthReport) -> Iterable[Metric]:
 
 def _of_sockets(sockets: Sockets) -> Iterable[Metric]:
     yield GaugeMetricFamily("fluxora_websocket_connections", "Open WebSockets.", value=sockets.count)
+    yield GaugeMetricFamily("fluxora_event_stream_connections", "Open event streams.", value=sockets.streams)
     yield CounterMetricFamily(
         "fluxora_websocket_messages", "Messages that clients sent, refused ones too.", value=sockets.messages
     )

@@ -34,6 +34,7 @@ from fluxora.http.fields import (
 )
 from fluxora.http.reading import Draft
 from fluxora.protocol import cursors
+from fluxora.protocol.sockets import ALL, Selector
 from fluxora.storage.records import StreamQuery
 
 OUT_OF_RANGE = "OUT_OF_RANGE"
@@ -129,6 +130,41 @@ class AllEvents(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         check_ledgers(draft)
 
 
+class FollowOne(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The part of one stream's log that is wanted live."""
+
+    after: Annotated[Position, Meta(description="Begin behind this position; with what is new if absent.")] | None = (
+        None
+    )
+
+
+class FollowAll(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The part of the log that is wanted live: of one stream, of the streams of one party, or all of it."""
+
+    after: Annotated[Position, Meta(description="Begin behind this position; with what is new if absent.")] | None = (
+        None
+    )
+    stream_id: Annotated[StreamId, Meta(description="Only events of this stream.")] | None = None
+    sender: Annotated[Address, Meta(description="Only events of streams of this sender.")] | None = None
+    recipient: Annotated[Address, Meta(description="Only events of streams of this recipient.")] | None = None
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """One filter, or none."""
+        given = [name for name in ("stream_id", "sender", "recipient") if draft.get(name) is not None]
+        for name in given[1:]:
+            draft.fail(name, "INVALID_VALUE", "Only one of streamId, sender and recipient can be given")
+
+    @property
+    def selector(self) -> Selector:
+        """What is wanted in the hub's terms."""
+        if self.stream_id is not None:
+            return Selector("stream", self.stream_id)
+        if self.sender is not None:
+            return Selector("sender", self.sender)
+        return ALL if self.recipient is None else Selector("recipient", self.recipient)
+
+
 def check_ledgers(draft: Draft) -> None:
     """`ledger_from` is not above `ledger_to`."""
     first, last = draft.get("ledger_from"), draft.get("ledger_to")
@@ -178,7 +214,7 @@ class StatusChange(msgspec.Struct, frozen=True, kw_only=True, rename="camel", fo
 
 
 class Disconnect(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """The WebSockets that are to go: those subscribed to one stream, those of one principal, or all of them."""
+    """The WebSockets and event streams that are to go: those subscribed to one stream, of one principal, or all."""
 
     stream_id: Annotated[StreamId, Meta(description="Those subscribed to this stream by its id.")] | None = None
     principal: Annotated[PrincipalId, Meta(description="Those of key:<name>, jwt:<sub> or anonymous.")] | None = None

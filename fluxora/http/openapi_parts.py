@@ -105,6 +105,13 @@ REQUEST_HEADERS: dict[str, Any] = {
         "required": False,
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9:_-]{1,128}$", "examples": ["payroll-2026-01"]},
     },
+    "Last-Event-ID": {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "description": "The `id` of the last event that the client has; it counts before `after`.",
+        "required": False,
+        "schema": {"type": "string", "pattern": "^[0-9]{1,19}$", "examples": ["1042"]},
+    },
     "If-None-Match": {
         "name": "If-None-Match",
         "in": "header",

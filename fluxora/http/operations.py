@@ -16,7 +16,17 @@ from fluxora.http import reply_models as shown
 from fluxora.http.admin import AccessReport, Disconnected
 from fluxora.http.exports import ExportEvents, ExportStreams
 from fluxora.http.fields import EXAMPLE_RECIPIENT, EXAMPLE_SENDER, Address, StreamId
-from fluxora.http.models import AllEvents, Disconnect, ListStreams, NewStream, OneStream, StatusChange, StreamEvents
+from fluxora.http.models import (
+    AllEvents,
+    Disconnect,
+    FollowAll,
+    FollowOne,
+    ListStreams,
+    NewStream,
+    OneStream,
+    StatusChange,
+    StreamEvents,
+)
 from fluxora.http.pushed_event import IngestRequest
 from fluxora.http.treasury import TreasuryQuery, TreasuryReply
 
@@ -220,6 +230,35 @@ ALL_EVENTS = Operation(
     replies={200: Answered(description="A page in position order", body=shown.EventPage)},
 )
 
+_LIVE = (
+    "Each event has its position as `id`, its name as `event`, and the Event on one line as `data`. Behind `after` or "
+    "`Last-Event-ID` (which counts where both are given) everything comes that was missed, in order, then what is new. "
+    "Where that cannot be had whole, one event `reset` says so and the answer ends: read the state by REST and begin "
+    "behind its `position`. The answer has no end of its own; a comment keeps it alive, and a client that reads too "
+    "slowly is cut off, to come back where it was."
+)
+FOLLOW_EVENTS = Operation(
+    id="followEvents",
+    tag="Events",
+    summary="The log as it grows, as Server-Sent Events",
+    description=f"{_LIVE} A stream that is not there yet can be followed by `streamId`.",
+    query=FollowAll,
+    headers=("Last-Event-ID",),
+    replies={200: Answered(description="Events, until one side leaves", body=str, media_type="text/event-stream")},
+)
+
+FOLLOW_STREAM = Operation(
+    id="followStream",
+    tag="Events",
+    summary="The log of one stream as it grows, as Server-Sent Events",
+    description=_LIVE,
+    path=_STREAM_ID,
+    query=FollowOne,
+    headers=("Last-Event-ID",),
+    replies={200: Answered(description="Events, until one side leaves", body=str, media_type="text/event-stream")},
+    refusals=(404,),
+)
+
 TREASURY = Operation(
     id="getTreasury",
     tag="Treasury",
@@ -267,9 +306,10 @@ ADMIN_ACCESS = Operation(
 ADMIN_DISCONNECT = Operation(
     id="disconnectWebSockets",
     tag="Administration",
-    summary="Send WebSockets away",
-    description="They are closed with 4403, after which a client does not come back by itself. Exactly one member says "
-    "which: those subscribed to one stream by its id, those of one principal, or all of this process.",
+    summary="Send WebSockets and event streams away",
+    description="A WebSocket is closed with 4403, after which a client does not come back by itself. An event stream "
+    "just ends, and its client comes back unless its credential was taken away. Exactly one member says which: those "
+    "subscribed to one stream by its id, those of one principal, or all of this process.",
     body=Disconnect,
     example={"principal": "jwt:alice"},
     replies={200: Answered(description="How many were told to go", body=Disconnected)},

@@ -121,7 +121,7 @@ def headers_of(reply: Reply, request_id: str, *, close: bool) -> list[tuple[str,
     present = {name for name, _ in reply.headers}
     headers = [*reply.headers, *(pair for pair in SECURITY_HEADERS if pair[0] not in present)]
     headers.append(("x-request-id", request_id))
-    if reply.chunks is None and reply.status not in _WITHOUT_LENGTH:
+    if reply.chunks is None and reply.opens is None and reply.status not in _WITHOUT_LENGTH:
         headers.append(("content-length", str(len(reply.body))))
     headers.append(("date", http_date()))
     if close:
@@ -145,7 +145,9 @@ def rendered(reply: Reply, request_id: str, *, close: bool, with_body: bool = Tr
 
 def _tail(reply: Reply, request_id: str, *, close: bool) -> str:
     """What follows the route's own headers, as one text."""
-    length = "" if reply.status in _WITHOUT_LENGTH else f"content-length: {len(reply.body)}\r\n"
+    length = (
+        "" if reply.opens is not None or reply.status in _WITHOUT_LENGTH else f"content-length: {len(reply.body)}\r\n"
+    )
     end = "connection: close\r\n\r\n" if close else "\r\n"
     return f"{_SECURITY}x-request-id: {request_id}\r\n{length}date: {http_date()}\r\n{end}"
 

@@ -23,6 +23,7 @@ from fluxora.http import (
     health,
     index,
     ingest,
+    live,
     metrics,
     openapi,
     operations,
@@ -71,7 +72,8 @@ class Route(msgspec.Struct, frozen=True):
     """One line of the table.
 
     `guard` raises where the caller may not go on; it is asked before the request's body is received.
-    `streams`: the body is made while it is sent, which the framework carries. `media_type` is that of its success.
+    `streams`: the body is made while it is sent, which the framework carries. `opens`: the connection goes on as
+    something else, which only the listener's own carrier can do. `media_type` is that of its success.
     """
 
     method: str
@@ -82,6 +84,7 @@ class Route(msgspec.Struct, frozen=True):
     open: Callable[[Backend], bool] = _always
     guard: Guard | None = None
     streams: bool = False
+    opens: bool = False
     media_type: str = "application/json"
 
 
@@ -120,6 +123,26 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", _STREAM, writes.cancel_stream, WRITE, operations.CANCEL_STREAM),
     Route("GET", "/api/streams/{id}/events", waits(events.stream_events), READ, operations.STREAM_EVENTS),
     Route("GET", "/api/events", waits(events.all_events), READ, operations.ALL_EVENTS),
+    Route(
+        "GET",
+        "/api/events/stream",
+        waits(live.follow_all),
+        READ,
+        operations.FOLLOW_EVENTS,
+        guard=live.in_one_piece,
+        opens=True,
+        media_type=live.MEDIA_TYPE,
+    ),
+    Route(
+        "GET",
+        "/api/streams/{id}/stream",
+        waits(live.follow_one),
+        READ,
+        operations.FOLLOW_STREAM,
+        guard=live.in_one_piece,
+        opens=True,
+        media_type=live.MEDIA_TYPE,
+    ),
     Route("GET", "/api/treasury/{address}", waits(treasury.treasury), READ, operations.TREASURY),
     Route(
         "GET",
@@ -139,7 +162,7 @@ ROUTES: tuple[Route, ...] = (
         streams=True,
         media_type="application/x-ndjson",
     ),
-    Route("GET", "/ws/streams", upgrade.upgrade, SOCKET, media_type="*/*"),
+    Route("GET", "/ws/streams", upgrade.upgrade, SOCKET, opens=True, media_type="*/*"),
     Route("GET", "/api/admin/access", admin.access, ADMIN, operations.ADMIN_ACCESS, open=admin.is_open),
     Route(
         "POST",

@@ -1,4 +1,7 @@
-"""All WebSockets of one port: who they are, how many, and what they share. What one of them does is in websocket.py."""
+"""All WebSockets and event streams of one port: who they are, how many, and what they share.
+
+What one of them does is in websocket.py and event_stream.py.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,37 @@ from fluxora.protocol.close_codes import DISCONNECTED, GOING_AWAY, CloseCode
 
 if TYPE_CHECKING:
     from fluxora.actors.hub import Hub
-    from fluxora.http.websocket import WebSocket
+    from fluxora.http.outlet import Outlet
 
 Work = Callable[[], Awaitable[bool]]
+OF_EVENTS = ("sse", "sse_chunked")
 _log = logs.get("http")
 
 
 class Sockets:
-    """The open sockets. `ping_s` lies between two pings, `flush_s` is the time for what is queued at an end.
+    """The open ones. `ping_s` lies between two pings of a WebSocket, `comment_s` between two comments of an event
+    stream; `flush_s` is the time for what is queued at an end.
 
     `clock` returns Unix seconds. The front says with `serve_with` how a socket gets a task and how it stops being read;
     no socket is opened before.
     """
 
-    def __init__(self, hub: Hub, *, ping_s: float, flush_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, hub: Hub, *, ping_s: float, comment_s: float, flush_s: float, clock: Callable[[], float]
+    ) -> None:
         self.hub = hub
         self.ping_s = ping_s
+        self.comment_s = comment_s
         self.flush_s = flush_s
         self.clock = clock
         self.closed: Counter[int] = Counter()
+        self.streams_ended: Counter[int] = Counter()  # event streams, by the close code that a WebSocket would have had
         self.errors: Counter[str] = Counter()
         self.messages = 0
         self.attend: Callable[[Connection, Work], None] = _no_front
         self.silence: Callable[[Connection], None] = _no_front
-        self._open: set[WebSocket] = set()
+        self._open: set[Outlet] = set()
+        self._streams = 0
         self._of_site: Counter[str] = Counter()
 
     def serve_with(self, attend: Callable[[Connection, Work], None], silence: Callable[[Connection], None]) -> None:
@@ -50,26 +60,33 @@ class Sockets:
 
     @property
     def count(self) -> int:
-        """How many are open."""
-        return len(self._open)
+        """How many WebSockets are open."""
+        return len(self._open) - self._streams
+
+    @property
+    def streams(self) -> int:
+        """How many event streams are open."""
+        return self._streams
 
     def count_of(self, client: str) -> int:
-        """How many are open from one address (of IPv6: from its /64)."""
+        """How many of both are open from one address (of IPv6: from its /64)."""
         return self._of_site[site_of(client)]
 
-    def add(self, socket: WebSocket) -> None:
+    def add(self, socket: Outlet) -> None:
         """Count one in, and say so."""
         self._open.add(socket)
         self._of_site[site_of(socket.client)] += 1
+        of_events = socket.protocol in OF_EVENTS
+        self._streams += of_events
         _log.info(
-            "websocket.connected",
+            "event_stream.connected" if of_events else "websocket.connected",
             connectionId=socket.connection_id,
             principal=socket.principal.id,
             protocol=socket.protocol,
-            total=self.count,
+            total=self.streams if of_events else self.count,
         )
 
-    def discard(self, socket: WebSocket, code: int) -> None:
+    def discard(self, socket: Outlet, code: int) -> None:
         """Count one out that ended with a close code (1006: without one), and say so."""
         if socket not in self._open:
             return
@@ -78,18 +95,23 @@ class Sockets:
         self._of_site[where] -= 1
         if not self._of_site[where]:
             del self._of_site[where]  # or addresses would pile up
-        self.closed[code] += 1
-        _log.info("websocket.disconnected", connectionId=socket.connection_id, code=code, total=self.count)
+        if socket.protocol in OF_EVENTS:
+            self._streams -= 1
+            self.streams_ended[code] += 1
+            _log.info("event_stream.disconnected", connectionId=socket.connection_id, code=code, total=self.streams)
+        else:
+            self.closed[code] += 1
+            _log.info("websocket.disconnected", connectionId=socket.connection_id, code=code, total=self.count)
 
     def drain(self) -> None:
         """Tell everyone that the server goes away."""
         self._end(tuple(self._open), GOING_AWAY)
 
-    def disconnect(self, wanted: Callable[[WebSocket], bool]) -> int:
+    def disconnect(self, wanted: Callable[[Outlet], bool]) -> int:
         """End those that an operator wants to be gone; how many."""
         return self._end([socket for socket in self._open if wanted(socket)], DISCONNECTED)
 
-    def _end(self, sockets: Iterable[WebSocket], why: CloseCode) -> int:
+    def _end(self, sockets: Iterable[Outlet], why: CloseCode) -> int:
         ended = 0
         for socket in sockets:
             ended += socket.end(why)

@@ -46,7 +46,7 @@ def upgrade(request: Request, backend: Backend) -> Reply:
         raise Forbidden("Pages of this origin may not connect; the operator names those that may")
     if backend.stopping.is_set():
         raise Unavailable("The service is shutting down")
-    _admit(request, backend)
+    admit(request.client, backend)
     offered = [name.strip(" \t") for name in (request.header("sec-websocket-protocol") or "").split(",")]
     chosen = next((name for name in offered if name in SUBPROTOCOLS), None)
     headers = [
@@ -62,12 +62,18 @@ def upgrade(request: Request, backend: Backend) -> Reply:
     return Reply(101, tuple(headers), opens=opening)
 
 
-def _admit(request: Request, backend: Backend) -> None:
+def admit(client: str, backend: Backend) -> None:
+    """Let one more connection stay open for what is live: a WebSocket, or an event stream.
+
+    Raises:
+        TooManyRequests: this address has as many as it may have.
+        Unavailable: so has the server.
+    """
     config, sockets = backend.config, backend.sockets
-    if sockets.count_of(request.client) >= config.max_websockets_per_client:
+    if sockets.count_of(client) >= config.max_websockets_per_client:
         raise TooManyRequests(
-            f"This address has {config.max_websockets_per_client} WebSockets open, and may not have more",
+            f"This address has {config.max_websockets_per_client} live connections open, and may not have more",
             headers=(("retry-after", str(_CLIENT_RETRY_S)),),
         )
-    if sockets.count >= config.max_websockets:
-        raise Unavailable("Too many WebSockets are open", headers=(("retry-after", str(RETRY_AFTER_S)),))
+    if sockets.count + sockets.streams >= config.max_websockets:
+        raise Unavailable("Too many live connections are open", headers=(("retry-after", str(RETRY_AFTER_S)),))

@@ -1,8 +1,7 @@
 """One WebSocket: what its client sends, how it is answered, and why it ends.
 
-It has no task of its own. Bytes come from the lobby, its clock is the listener's watch, and events come from the hub;
-each is dealt with there and then. Only what has to be waited for gets a task: a history that is resumed, a queue that
-the kernel does not take at once, and the end.
+It has no task of its own (outlet.py). Bytes come from the lobby, its clock is the listener's watch, and events come
+from the hub; each is dealt with there and then.
 
 The frames of clients are read by wsproto; ours are the same bytes for every client, made once (protocol/frames.py).
 """
@@ -23,7 +22,7 @@ from fluxora.actors.audience import DropReason, SubscriberProtocol
 from fluxora.actors.hub import ResumeLost
 from fluxora.http.connection import LINGER_S, Connection
 from fluxora.http.exchange import Opening
-from fluxora.http.replies import new_request_id
+from fluxora.http.outlet import ABNORMAL, Outlet, gone
 from fluxora.http.sockets import Sockets
 from fluxora.protocol import frames, sockets
 from fluxora.protocol.close_codes import (
@@ -35,7 +34,7 @@ from fluxora.protocol.close_codes import (
     TOO_BIG,
     CloseCode,
 )
-from fluxora.protocol.sockets import ALL, Selector
+from fluxora.protocol.sockets import ALL
 
 WINDOW_S = 10.0
 MOST_SUBSCRIPTIONS = 256
@@ -43,68 +42,42 @@ MOST_MESSAGES: dict[SubscriberProtocol, int] = {"v2": 30, "broadcast": 10}  # in
 MOST_FRAMES = 2_000  # in a WINDOW_S, control frames and parts of messages among them: more is no use but an attack
 MOST_BYTES = 65_536  # of one message; a longer one is not read to its end
 _log = logs.get("http")
-_ABNORMAL = 1006  # ended without a close frame; never sent
 _NO_STATUS = 1005
 _PING = frames.ping()
 _EMPTY_CLOSE = frames.close(1000)
 
 
-class WebSocket:
-    """Made when the handshake has been answered; a subscriber of the hub. `client` is the address it came from.
-
-    `follows` is what a client of v2 has subscribed to, also while it catches up.
-    """
+class WebSocket(Outlet):
+    """Made when the handshake has been answered. A client of v2 `follows` a thing also while it catches up with it."""
 
     __slots__ = (
         "_awaits_pong",
         "_binary",
-        "_closing",
-        "_flushing",
         "_frames",
         "_frames_since",
         "_frames_taken",
         "_next_ping",
         "_resuming",
-        "_shared",
         "_size",
         "_taken",
         "_text",
-        "client",
-        "connection",
-        "connection_id",
-        "follows",
-        "principal",
-        "protocol",
     )
 
     def __init__(self, connection: Connection, opening: Opening, shared: Sockets) -> None:
-        self.connection = connection
-        self.connection_id = new_request_id()
-        self.protocol = opening.protocol
-        self.principal = opening.principal
-        self.client = opening.client
-        self._shared = shared
+        super().__init__(connection, opening, shared)
         self._frames = Frames(SERVER)
         self._frames_since = -math.inf
         self._frames_taken = 0
         self._taken: deque[float] = deque(maxlen=MOST_MESSAGES[opening.protocol])  # when, of the last messages
         self._text, self._size, self._binary = "", 0, False  # the message that is being received
         self._awaits_pong = False
-        self._flushing = False
-        self._closing = 0
         self._next_ping = 0.0
-        self.follows: set[Selector] = set()
         self._resuming: set[trio.CancelScope] = set()
         shared.add(self)
         shared.hub.join(self)
         if self.protocol == "broadcast":
             shared.hub.subscribe(self, ALL)
         self._wait(trio.current_time())
-
-    @property
-    def ending(self) -> bool:
-        """True once it has been told to close, or has asked to: nothing is taken from it or sent to it any more."""
-        return self._closing != 0
 
     # -- what the client sends -------------------------------------------------------------------------------------
 
@@ -234,47 +207,17 @@ class WebSocket:
 
     # -- what it is told -------------------------------------------------------------------------------------------
 
-    def offer(self, data: bytes) -> bool:
-        """Write whole frames now or queue them; False, and nothing taken, where the client is too slow or gone."""
-        connection = self.connection
-        if self._closing or not connection.offer(data):
-            return False
-        if connection.offered_bytes and not self._flushing:
-            self._flushing = True
-            self._shared.attend(connection, self._flush)
-        return True
-
-    async def drained(self) -> bool:
-        """Wait until everything that was offered is written; False if the client is gone, or takes nothing any more."""
-        try:
-            await self.connection.send_all(b"")
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return False
-        return not self._closing
-
     def drop(self, _reason: DropReason) -> None:
         """It does not take what it is offered: end it, where it can still be told."""
         if self.connection.is_open:
             self.end(SLOW_CONSUMER)
         elif not self._closing:
-            self._closing = _ABNORMAL
+            self._closing = ABNORMAL
             self._forget()
-            self._shared.attend(self.connection, _gone)
+            self._shared.attend(self.connection, gone)
 
     def _tell(self, message: bytes) -> None:
         self._send(frames.text(message))
-
-    def _send(self, frame: bytes) -> None:
-        if not self.offer(frame) and not self._closing:
-            self.drop("slow")
-
-    async def _flush(self) -> bool:
-        """Send what is queued; a client that takes nothing for the write timeout breaks the connection."""
-        try:
-            await self.connection.send_all(b"")
-        finally:
-            self._flushing = False
-        return True
 
     # -- the clock -------------------------------------------------------------------------------------------------
 
@@ -334,26 +277,8 @@ class WebSocket:
         self._shared.attend(connection, partial(self._finish, patience_s))
         return True
 
-    async def _finish(self, patience_s: float) -> bool:
-        """Have the last frames sent, for a bounded time, and let the client close first."""
-        with trio.move_on_after(patience_s):
-            await self.connection.send_all(b"")
-            await self.connection.aclose()
-        return False
-
-    def left(self) -> None:
-        """The connection is gone."""
-        self._closing = self._closing or _ABNORMAL
-        self._forget()
-        self._shared.discard(self, self._closing)
-
     def _forget(self) -> None:
         """Nothing is told to it any more, and nothing is read for it."""
-        self._shared.hub.leave(self)
+        super()._forget()
         for scope in self._resuming:
             scope.cancel(reason="the socket is ending")
-
-
-async def _gone() -> bool:
-    """The connection cannot go on."""
-    return False

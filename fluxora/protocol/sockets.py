@@ -26,8 +26,8 @@ MAX_MESSAGE_BYTES: Final = 4_096
 MAX_REF: Final = 64
 MAX_DEPTH: Final = 32
 MAX_POSITION: Final = 2**63 - 1
-SSE_RETRY: Final = b"retry: 3000\n\n"
 SSE_COMMENT: Final = b":\n\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
 
 # As http/strict_json.py: a string without an end is taken to the end, or each quote in it would start the search anew.
 _STRING_OR_BRACKET: Final = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
@@ -235,9 +235,22 @@ def broadcast(event: LogEvent) -> bytes:
     return _encode(_Broadcast(event.event, event.stream_id, payload, timestamp))
 
 
+def sse_opening(position: int) -> bytes:
+    """How a stream of Server-Sent Events begins: how soon to come back, and the position that it begins behind.
+
+    A client whose connection ends before its first event comes back with that, and has missed nothing.
+    """
+    return b"retry: 3000\nid: %d\n\n" % position
+
+
 def sse(event: LogEvent) -> bytes:
     """The event as Server-Sent Events carry it: the wire's Event on one line, under its position and its name."""
     return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.position, event.event.encode(), _one_line(encode_event(event)))
+
+
+def chunk(data: bytes) -> bytes:
+    """Bytes (at least one) as a chunk of an HTTP/1.1 body (RFC 9112, section 7.1): the same for every connection."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def _one_line(encoded: bytes) -> bytes:

@@ -206,6 +206,8 @@ async def server(start, store, record):
         ("listEventsOfStream", "/api/streams/stream-x/events", 404),
         ("listEvents", "/api/events", 200),
         ("listEvents", "/api/events?after=x", 400),
+        ("followEvents", "/api/events/stream?after=x", 400),
+        ("followStream", "/api/streams/stream-x/stream", 404),
         ("getTreasury", f"/api/treasury/{ALICE}", 200),
         ("getTreasury", "/api/treasury/x", 400),
         ("exportStreams", "/api/export/streams.csv", 200),

@@ -13,7 +13,16 @@ from stellar_sdk import StrKey
 from story import ALICE, BOB, FIRST
 
 from fluxora.errors import BadRequest
-from fluxora.http.models import AllEvents, ListStreams, NewStream, OneStream, StatusChange, StreamEvents
+from fluxora.http.models import (
+    AllEvents,
+    FollowAll,
+    FollowOne,
+    ListStreams,
+    NewStream,
+    OneStream,
+    StatusChange,
+    StreamEvents,
+)
 from fluxora.http.reading import read_body, read_query
 from fluxora.protocol import cursors
 
@@ -155,6 +164,8 @@ def test_a_query_is_a_model_or_names_exactly_what_is_wrong(pairs):
         (OneStream, "getStream"),
         (StreamEvents, "listEventsOfStream"),
         (AllEvents, "listEvents"),
+        (FollowAll, "followEvents"),
+        (FollowOne, "followStream"),
     ],
 )
 @given(data=st.data())

@@ -1,0 +1,127 @@
+"""What a connection is when its answer does not end: a WebSocket or a stream of Server-Sent Events, told by the hub.
+
+An outlet has no task of its own. It rests in the lobby, its clock is the listener's watch, and what it is offered goes
+straight to the kernel. Only what has to be waited for gets a task: a history that is resumed, a queue that the kernel
+does not take at once, and the end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from fluxora.http.replies import new_request_id
+
+if TYPE_CHECKING:
+    from fluxora.actors.audience import DropReason, SubscriberProtocol
+    from fluxora.http.connection import Connection
+    from fluxora.http.exchange import Opening
+    from fluxora.http.sockets import Sockets
+    from fluxora.protocol.close_codes import CloseCode
+    from fluxora.protocol.sockets import Selector
+
+ABNORMAL = 1006  # ended without a word; never sent
+
+
+class Outlet:
+    """A subscriber of the hub. `client` is the address it came from, `follows` what it has subscribed to.
+
+    `_closing` is the close code of its end, 0 before: for a stream of events, which has none on the wire, too.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_flushing",
+        "_shared",
+        "client",
+        "connection",
+        "connection_id",
+        "follows",
+        "principal",
+        "protocol",
+    )
+
+    def __init__(self, connection: Connection, opening: Opening, shared: Sockets) -> None:
+        self.connection = connection
+        self.connection_id = new_request_id()
+        self.protocol: SubscriberProtocol = opening.protocol
+        self.principal = opening.principal
+        self.client = opening.client
+        self.follows: set[Selector] = set()
+        self._shared = shared
+        self._flushing = False
+        self._closing = 0
+
+    @property
+    def ending(self) -> bool:
+        """True once it has been told to end, or has asked to: nothing is taken from it or sent to it any more."""
+        return self._closing != 0
+
+    def received(self, data: bytes) -> None:
+        """Take in bytes of the client, as they came."""
+        raise NotImplementedError
+
+    def beat(self, now: float) -> None:
+        """`due` of the connection has passed (`now`: trio's clock): do what is due, and set it anew."""
+        raise NotImplementedError
+
+    def end(self, why: CloseCode) -> bool:
+        """End behind all that is queued; False where it is ending already."""
+        raise NotImplementedError
+
+    def drop(self, reason: DropReason) -> None:
+        """It does not take what it is offered, or is gone: let go of it."""
+        raise NotImplementedError
+
+    def offer(self, data: bytes) -> bool:
+        """Write what is whole now or queue it; False, and nothing taken, where the client is too slow or gone."""
+        connection = self.connection
+        if self._closing or not connection.offer(data):
+            return False
+        if connection.offered_bytes and not self._flushing:
+            self._flushing = True
+            self._shared.attend(connection, self._flush)
+        return True
+
+    async def drained(self) -> bool:
+        """Wait until everything that was offered is written; False if the client is gone, or takes nothing any more."""
+        try:
+            await self.connection.send_all(b"")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        return not self._closing
+
+    def left(self) -> None:
+        """The connection is gone."""
+        self._closing = self._closing or ABNORMAL
+        self._forget()
+        self._shared.discard(self, self._closing)
+
+    def _forget(self) -> None:
+        """Nothing is told to it any more, and nothing is read for it."""
+        self._shared.hub.leave(self)
+
+    def _send(self, data: bytes) -> None:
+        if not self.offer(data) and not self._closing:
+            self.drop("slow")
+
+    async def _flush(self) -> bool:
+        """Send what is queued; a client that takes nothing for the write timeout breaks the connection."""
+        try:
+            await self.connection.send_all(b"")
+        finally:
+            self._flushing = False
+        return True
+
+    async def _finish(self, patience_s: float) -> bool:
+        """Have the last bytes sent, for a bounded time, and let the client close first."""
+        with trio.move_on_after(patience_s):
+            await self.connection.send_all(b"")
+            await self.connection.aclose()
+        return False
+
+
+async def gone() -> bool:
+    """Work that says that the connection cannot go on."""
+    return False
