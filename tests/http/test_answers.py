@@ -168,8 +168,9 @@ async def test_the_index_links_to_routes_that_exist(start, store):
     assert (index["name"], index["version"]) == ("Fluxora API", "1.2.3")
     for template in index["links"].values():
         path = re.sub(r"\{\?.*\}", "", template).replace("{id}", "stream-x").replace("{address}", ALICE)
-        answer = await server.get(path)
+        endless = path.endswith("/stream")
+        answer = await server.request("HEAD" if endless else "GET", path)
         if answer.status_code == 404:
-            assert answer.json()["message"] == "There is no such stream"
+            assert endless or answer.json()["message"] == "There is no such stream"
         else:
             assert answer.status_code == (426 if path.startswith("/ws/") else 200)
