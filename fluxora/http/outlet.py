@@ -7,6 +7,7 @@ does not take at once, and the end.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import trio
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 ABNORMAL = 1006  # ended without a word; never sent
 
 
-class Outlet:
+class Outlet(ABC):
     """A subscriber of the hub. `client` is the address it came from, `follows` what it has subscribed to.
 
     `_closing` is the close code of its end, 0 before: for a stream of events, which has none on the wire, too.
@@ -58,21 +59,21 @@ class Outlet:
         """True once it has been told to end, or has asked to: nothing is taken from it or sent to it any more."""
         return self._closing != 0
 
+    @abstractmethod
     def received(self, data: bytes) -> None:
         """Take in bytes of the client, as they came."""
-        raise NotImplementedError
 
+    @abstractmethod
     def beat(self, now: float) -> None:
         """`due` of the connection has passed (`now`: trio's clock): do what is due, and set it anew."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, why: CloseCode) -> bool:
         """End behind all that is queued; False where it is ending already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def drop(self, reason: DropReason) -> None:
         """It does not take what it is offered, or is gone: let go of it."""
-        raise NotImplementedError
 
     def offer(self, data: bytes) -> bool:
         """Write what is whole now or queue it; False, and nothing taken, where the client is too slow or gone."""
