@@ -99,7 +99,9 @@ class _Body:
         body = bytearray()
         try:
             if not self.ended:
-                await request.scope["state"][PROCEED]()
+                proceed = request.scope.get("state", {}).get(PROCEED)
+                if proceed is not None:  # another server tells its clients by itself
+                    await proceed()
                 async for chunk in request.body:
                     body += chunk
                     if len(body) > self._max_bytes:

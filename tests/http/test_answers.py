@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from fluxora import errors
 from fluxora.http import replies
+from fluxora.http.app import create_app
 
 TOKEN = "t" * 16
 INGEST = "/internal/indexer/contract-events"
@@ -174,3 +175,12 @@ async def test_the_index_links_to_routes_that_exist(start, store):
             assert endless or answer.json()["message"] == "There is no such stream"
         else:
             assert answer.status_code == (426 if path.startswith("/ws/") else 200)
+
+
+async def test_the_application_reads_bodies_under_another_server_too(start):
+    server = await start()
+    client = create_app(server.backend).test_client()
+    answer = await client.post(
+        "/api/streams", data=b"[]", headers={"content-type": "application/json", "content-length": "2"}
+    )
+    assert (answer.status_code, (await answer.get_json())["error"]) == (400, "VALIDATION_ERROR")
