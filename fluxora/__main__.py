@@ -208,6 +208,36 @@ def _localnet(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# backup and restore
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from fluxora.backup_commands import run_backup  # noqa: PLC0415 (as in _run)
+
+    logs.configure(os.environ.get("LOG_LEVEL", "warning"))
+    return run_backup(arguments)
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from fluxora.backup_commands import run_restore  # noqa: PLC0415 (as in _run)
+
+    logs.configure(os.environ.get("LOG_LEVEL", "warning"))
+    return run_restore(arguments)
+
+
+def _backup_arguments(parser: argparse.ArgumentParser) -> None:
+    from fluxora.backup_commands import EPILOG, add_backup_arguments  # noqa: PLC0415 (as in _run)
+
+    parser.epilog = EPILOG
+    add_backup_arguments(parser)
+
+
+def _restore_arguments(parser: argparse.ArgumentParser) -> None:
+    from fluxora.backup_commands import add_restore_arguments  # noqa: PLC0415 (as in _run)
+
+    add_restore_arguments(parser)
+
+
 # keys
 
 
@@ -271,6 +301,8 @@ COMMANDS = (
     Command(
         "replay", "record contract events from a file; what is known already is left alone", _replay, _replay_arguments
     ),
+    Command("backup", "write the whole database to an archive, while it is in use", _backup, _backup_arguments),
+    Command("restore", "make the database what an archive holds", _restore, _restore_arguments),
     Command("keys", "make API keys", _keys, _keys_arguments),
     Command("openapi", "print the OpenAPI document that the server serves", _openapi),
 )

@@ -25,7 +25,18 @@ ROOMS = {
     "http": {"http", "actors", "storage", "protocol", "config"},
     "runtime": {"http", "actors", "storage", "protocol", "config"},
     "replay": {"runtime", "http", "actors", "config"},
-    "__main__": {"runtime", "http", "replay", "localnet", "storage", "config", "variables", "protocol"},
+    "backup_commands": {"storage", "config"},
+    "__main__": {
+        "backup_commands",
+        "config",
+        "http",
+        "localnet",
+        "protocol",
+        "replay",
+        "runtime",
+        "storage",
+        "variables",
+    },
     "__init__": {"runtime", "config"},
 }
 # framework -> the rooms that may import it

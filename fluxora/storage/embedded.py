@@ -80,7 +80,9 @@ class EmbeddedServer:
     @property
     def bin(self) -> Path:
         """The programs of the version that made the data, or of the newest one where there is none yet."""
-        installed = _installed()
+        installed = installed_programs()
+        if not installed:
+            raise ConfigError("embedded PostgreSQL is not installed on this platform; set DATABASE_URL")
         version = self._version() or max(installed)
         if version not in installed:
             raise ConfigError(
@@ -301,8 +303,8 @@ class EmbeddedServer:
             self._users_fd = None
 
 
-def _installed() -> dict[int, Path]:
-    """Folders of programs by major version, as the wheel lays them out.
+def installed_programs() -> dict[int, Path]:
+    """Folders of PostgreSQL's programs by major version, as the wheel lays them out; none where it is not installed.
 
     The package is found and not imported: importing it makes locks and folders of its own, and warns.
     """
@@ -313,8 +315,6 @@ def _installed() -> dict[int, Path]:
             if (folder / "bin" / "postgres").exists():
                 # The folder without a number is the version the wheel started with.
                 versions[int(folder.name.removeprefix("pginstall") or 16)] = folder / "bin"
-    if not versions:
-        raise ConfigError("embedded PostgreSQL is not installed on this platform; set DATABASE_URL")
     return versions
 
 
