@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: dev test check bench proof openapi vendor-docs format clean
+.PHONY: dev test check bench proof openapi vendor-docs lock image-check format clean
 
 dev: $(STAMP)          ## set up, then serve a local network with live streams
 	$(BIN)/fluxora dev
@@ -30,6 +30,14 @@ openapi: $(STAMP)      ## write openapi.json, as the server serves it
 
 vendor-docs: $(STAMP)  ## fetch the pinned viewer of /docs again (needs npm)
 	$(BIN)/python scripts/vendor_docs.py
+
+lock: $(STAMP)         ## write the image's locked dependencies anew
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile pyproject.toml --extra s3 --universal --generate-hashes --python-version 3.11 --upgrade --quiet --no-header --output-file requirements.lock
+	echo 'hatchling>=1.27' | $(BIN)/uv pip compile - --universal --generate-hashes --python-version 3.11 --upgrade --quiet --no-header --output-file requirements-build.lock
+
+image-check: $(STAMP)  ## build the container image without an engine, and run what is in it (root, buildah, debootstrap)
+	$(BIN)/python scripts/check_image.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

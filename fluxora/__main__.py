@@ -208,6 +208,22 @@ def _localnet(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# status
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from fluxora.status_command import run  # noqa: PLC0415 (as in _run)
+
+    return run(arguments)
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    from fluxora.status_command import EPILOG, add_arguments  # noqa: PLC0415 (as in _run)
+
+    parser.epilog = EPILOG
+    add_arguments(parser)
+
+
 # backup and restore
 
 
@@ -301,6 +317,7 @@ COMMANDS = (
     Command(
         "replay", "record contract events from a file; what is known already is left alone", _replay, _replay_arguments
     ),
+    Command("status", "show the health of a running server", _status, _status_arguments),
     Command("backup", "write the whole database to an archive, while it is in use", _backup, _backup_arguments),
     Command("restore", "make the database what an archive holds", _restore, _restore_arguments),
     Command("keys", "make API keys", _keys, _keys_arguments),

@@ -26,6 +26,7 @@ ROOMS = {
     "runtime": {"http", "actors", "storage", "protocol", "config"},
     "replay": {"runtime", "http", "actors", "config"},
     "backup_commands": {"storage", "config"},
+    "status_command": set(),
     "__main__": {
         "backup_commands",
         "config",
@@ -34,6 +35,7 @@ ROOMS = {
         "protocol",
         "replay",
         "runtime",
+        "status_command",
         "storage",
         "variables",
     },
