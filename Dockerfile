@@ -21,6 +21,7 @@ FROM ${BASE_IMAGE}
 LABEL org.opencontainers.image.title="fluxora" \
       org.opencontainers.image.description="Backend for token streaming on Stellar" \
       org.opencontainers.image.licenses="MIT AND Apache-2.0"
+RUN useradd --uid 10001 --user-group --home-dir /data --no-create-home --shell /usr/sbin/nologin fluxora
 COPY --from=build /opt/fluxora /opt/fluxora
 # Of the embedded PostgreSQL, where DATABASE_URL is unset; mount a volume here to keep it.
 COPY --from=build --chown=10001:10001 /data /data

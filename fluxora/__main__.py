@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -224,6 +225,20 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
 
 
+# doctor
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from fluxora import doctor  # noqa: PLC0415 (as in _run)
+
+    logs.configure("critical")  # what is found is said in its own words
+    return trio.run(partial(doctor.run, as_json=arguments.json))
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+
+
 # backup and restore
 
 
@@ -318,6 +333,7 @@ COMMANDS = (
         "replay", "record contract events from a file; what is known already is left alone", _replay, _replay_arguments
     ),
     Command("status", "show the health of a running server", _status, _status_arguments),
+    Command("doctor", "try everything that a start needs, and say what to mend", _doctor, _doctor_arguments),
     Command("backup", "write the whole database to an archive, while it is in use", _backup, _backup_arguments),
     Command("restore", "make the database what an archive holds", _restore, _restore_arguments),
     Command("keys", "make API keys", _keys, _keys_arguments),

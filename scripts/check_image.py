@@ -134,7 +134,7 @@ def _output(container: str, *command: str, **variables: str) -> subprocess.Compl
 def _expect(what: str, found: object, wanted: object) -> None:
     if found != wanted:
         sys.exit(f"{what}: {found!r}, not {wanted!r}")
-    print(f"ok: {what}")
+    print(f"ok: {what}", flush=True)
 
 
 def _check_contents(container: str) -> None:

@@ -27,9 +27,11 @@ ROOMS = {
     "replay": {"runtime", "http", "actors", "config"},
     "backup_commands": {"storage", "config"},
     "status_command": set(),
+    "doctor": {"actors", "storage", "config"},
     "__main__": {
         "backup_commands",
         "config",
+        "doctor",
         "http",
         "localnet",
         "protocol",

@@ -27,6 +27,7 @@ from fluxora.storage.append import Append
 from fluxora.storage.bridge import Bridge, open_bridge
 from fluxora.storage.doorbell import listen
 from fluxora.storage.embedded import open_embedded
+from fluxora.storage.inspection import DatabaseFacts, inspect
 from fluxora.storage.lease import Lease
 from fluxora.storage.pool import Connection, Pool
 from fluxora.storage.portfolio import Portfolio
@@ -204,6 +205,10 @@ class Store:
         started = time.perf_counter()
         await self._read(reads.ping)
         return time.perf_counter() - started
+
+    async def inspect(self) -> DatabaseFacts:
+        """What an operator should know of the database, migrated or not."""
+        return await self._read(inspect)
 
     async def migrate(self) -> list[int]:
         """Bring the schema up to this program; the versions applied now. See fluxora.storage.migrate."""
