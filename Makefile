@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: dev test check bench proof openapi vendor-docs lock image-check format clean
+.PHONY: dev test check bench proof openapi configuration vendor-docs lock image-check format clean
 
 dev: $(STAMP)          ## set up, then serve a local network with live streams
 	$(BIN)/fluxora dev
@@ -27,6 +27,9 @@ proof: $(STAMP)        ## the long form of the proofs
 
 openapi: $(STAMP)      ## write openapi.json, as the server serves it
 	$(BIN)/fluxora openapi > openapi.json
+
+configuration: $(STAMP)  ## write docs/configuration.md anew
+	$(BIN)/python scripts/write_configuration.py
 
 vendor-docs: $(STAMP)  ## fetch the pinned viewer of /docs again (needs npm)
 	$(BIN)/python scripts/vendor_docs.py

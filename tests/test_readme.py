@@ -55,3 +55,20 @@ def test_every_variable_in_the_tables_exists() -> None:
 def test_the_openapi_document_in_the_repository_is_the_one_that_is_served() -> None:
     stored = json.loads((ROOT / "openapi.json").read_text(encoding="utf-8"))
     assert stored == json.loads(document(__version__)), "run `make openapi`"
+
+
+def test_the_page_of_variables_is_what_the_program_reads() -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import write_configuration
+    finally:
+        sys.path.pop(0)
+    assert write_configuration.PLACE.read_text(encoding="utf-8") == write_configuration.page(), (
+        "run `make configuration`"
+    )
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document_ in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document_.read_text(encoding="utf-8")):
+            assert (document_.parent / target).exists(), f"{document_.name} names {target}"
