@@ -3,7 +3,6 @@
 Run it (it needs `npm`) after a change of VERSION and INTEGRITY; `npm view swagger-ui-dist@VERSION dist.integrity` tells
 the latter. What does not have that integrity is not unpacked.
 """
-# ruff: noqa: INP001 (a script, run by its path)
 
 from __future__ import annotations
 
