@@ -292,5 +292,5 @@ async def test_an_open_socket_is_not_idle(start):
         async with await server.connect() as idle:  # is ended for resting too long, after the socket was opened
             assert await read_to_end(idle) == b""
         (socket,) = server.backend.sockets._open
-        assert math.isfinite(socket.connection.due)
+        assert math.isfinite(socket.line.due)
         assert await client.ask({"type": "ping"}) == {"type": "pong"}

@@ -123,7 +123,7 @@ async def test_binary_messages_are_refused(client):
 
 
 async def test_a_connection_may_follow_256_things(client, server, monkeypatch):
-    monkeypatch.setattr("fluxora.http.websocket.MOST_SUBSCRIPTIONS", 3)
+    monkeypatch.setattr("fluxora.http.session.MOST_SUBSCRIPTIONS", 3)
     for nth in range(3):
         assert (await client.ask({"type": "subscribe", "streamId": f"s{nth}", "ref": "r"}))["type"] == "ack"
     refused = await client.ask({"type": "subscribe", "streamId": "s3", "ref": "r"})
@@ -137,7 +137,7 @@ async def test_a_connection_may_follow_256_things(client, server, monkeypatch):
 async def test_30_messages_may_be_sent_in_10_seconds(client, server, monkeypatch):
     later = 0.0
     now = trio.current_time
-    monkeypatch.setattr("fluxora.http.websocket.trio.current_time", lambda: now() + later)
+    monkeypatch.setattr("fluxora.http.session.trio.current_time", lambda: now() + later)
     for _ in range(30):
         assert await client.ask({"type": "ping"}) == {"type": "pong"}
     for _ in range(2):
@@ -153,7 +153,7 @@ async def test_30_messages_may_be_sent_in_10_seconds(client, server, monkeypatch
 async def test_the_window_slides(client, server, monkeypatch):
     later = 0.0
     now = trio.current_time
-    monkeypatch.setattr("fluxora.http.websocket.trio.current_time", lambda: now() + later)
+    monkeypatch.setattr("fluxora.http.session.trio.current_time", lambda: now() + later)
     for nth in range(60):  # three in a second: each leaves the window as another one comes
         later = nth / 3 + 0.01
         assert await client.ask({"type": "ping"}) == {"type": "pong"}
@@ -237,7 +237,7 @@ async def test_what_breaks_the_protocol_ends_the_connection(client, server, sent
 
 
 async def test_a_flood_of_frames_ends_the_connection(client, server, monkeypatch):
-    monkeypatch.setattr("fluxora.http.websocket.MOST_FRAMES", 5)
+    monkeypatch.setattr("fluxora.http.session.MOST_FRAMES", 5)
     await client.raw(*[frame(PONG_FRAME)] * 5)
     await client.raw(frame(PONG_FRAME))
     assert await client.closed() == 1008
@@ -349,7 +349,7 @@ async def test_the_end_of_a_token_is_not_awaited_for_longer_than_it_lasts(start,
     server = await start(hub=hub, access=AccessConfig(jwt_secret=SECRET), clock=lambda: now)
     token = jwt.encode({"exp": now + 7, "sub": "bob", "scope": "streams:read"}, SECRET, algorithm="HS256")
     async with await connect(server, authorization=f"Bearer {token}"):
-        assert of(server).connection.due <= trio.current_time() + 7
+        assert of(server).line.due <= trio.current_time() + 7
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------
@@ -387,7 +387,7 @@ async def test_a_client_that_does_not_read_is_told_why_it_ends(client, server):
     socket = of(server)
     await client.ask({"type": "subscribe", "streamId": "*", "ref": "r"})
     fill(socket)
-    assert 1 << 20 >= socket.connection.offered_bytes > (1 << 20) - 60_100
+    assert 1 << 20 >= socket.line.offered_bytes > (1 << 20) - 60_100
     socket.drop("slow")
     assert server.backend.hub.status.subscribers == 0
     event = await client.event()
