@@ -54,24 +54,22 @@ async def serve(backend: Backend, *, task_status: trio.TaskStatus[Listening] = t
         raise ConfigError(f"PORT, HOST: cannot listen on {config.host}:{config.port}: {reason}") from error
     async with trio.open_nursery() as nursery:
         front = Front(backend, nursery)
-        trio.lowlevel.add_instrument(backend.access_log)
-        try:
-            async with trio.open_nursery() as accepting:
-                for listener in listeners:
-                    accepting.start_soon(front.accept, listener)
-                nursery.start_soon(front.lobby.run)
-                nursery.start_soon(front.watch)
-                host, port = listeners[0].socket.getsockname()[:2]
-                task_status.started(Listening(host, port))
-                _log.info("http.listening_started", host=host, port=port)
-                await backend.stopping.wait()  # for ever is what a server does
-                accepting.cancel_scope.cancel(reason="the front is stopping")
-            await front.drain()
-        finally:
-            front.abort()
-            trio.lowlevel.remove_instrument(backend.access_log)
-            backend.access_log.flush()
-            nursery.cancel_scope.cancel(reason="the front has stopped")
+        with backend.access_log.in_use():
+            try:
+                async with trio.open_nursery() as accepting:
+                    for listener in listeners:
+                        accepting.start_soon(front.accept, listener)
+                    nursery.start_soon(front.lobby.run)
+                    nursery.start_soon(front.watch)
+                    host, port = listeners[0].socket.getsockname()[:2]
+                    task_status.started(Listening(host, port))
+                    _log.info("http.listening_started", host=host, port=port)
+                    await backend.stopping.wait()  # for ever is what a server does
+                    accepting.cancel_scope.cancel(reason="the front is stopping")
+                await front.drain()
+            finally:
+                front.abort()
+        nursery.cancel_scope.cancel(reason="the front has stopped")
 
 
 class Front:
