@@ -26,6 +26,7 @@ from fluxora.http.backend import Backend
 from fluxora.http.exchange import Reply
 from fluxora.http.hosted import serve_events, serve_websocket
 from fluxora.http.request_head import RequestHead
+from fluxora.http.whole_request import WholeRequest
 
 _TOO_LARGE = "The body is too large"
 _log = logs.get("http")
@@ -93,6 +94,9 @@ class Application(QuartTrio):
         if scope["type"] == "lifespan":
             await super().__call__(scope, receive, send)
             return
+        if scope["type"] == "http" and not has_connections(scope):
+            whole = WholeRequest(receive, send)
+            receive, send = whole.receive, whole.send
         self._in_flight += 1
         try:
             await super().__call__(scope, receive, send)
