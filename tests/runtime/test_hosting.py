@@ -21,7 +21,6 @@ from structlog.testing import capture_logs
 from test_runtime import config
 from trio_websocket import ConnectionClosed, open_websocket_url
 from truth import Books, caught_up
-from waiting import eventually
 
 import fluxora
 from fluxora.localnet import Network, Script, account, open_localnet
@@ -29,6 +28,7 @@ from fluxora.localnet import Network, Script, account, open_localnet
 OpenBooks = Callable[[str], Awaitable[Books]]
 SEED = 47
 DEADLINE_S = 20.0
+JSON = {"content-type": "application/json"}
 NEW = {
     "sender": account(SEED, "alice"),
     "recipient": account(SEED, "bob"),
@@ -111,7 +111,9 @@ async def test_everything_is_served_over_tls_and_the_stop_is_told_to_everyone(
                 hosted(rt, tls) as url,
                 http2(url, authority) as client,
                 client.stream("GET", "/api/events/stream?after=0") as events,
-                open_websocket_url(url.replace("https", "wss") + "/ws/streams", ssl_context=trusting(authority)) as socket,
+                open_websocket_url(
+                    url.replace("https", "wss") + "/ws/streams", ssl_context=trusting(authority)
+                ) as socket,
             ):
                 assert (events.status_code, events.http_version) == (200, "HTTP/2")
                 await caught_up(books, net)
@@ -140,31 +142,28 @@ async def test_everything_is_served_over_tls_and_the_stop_is_told_to_everyone(
     assert [line for line in lines if line["log_level"] in {"error", "critical", "warning"}] == []
 
 
-JSON = {"content-type": "application/json"}
-
-
 async def test_a_runtime_without_a_port_says_so(postgres_url: str, books_of: OpenBooks) -> None:
     async with open_localnet(seed=SEED) as net, fluxora.open_runtime(unheard(net, postgres_url)) as rt:
         for ask in (lambda: rt.url, lambda: rt.port):
-            with pytest.raises(fluxora.errors.ConfigError, match="HttpConfig.listen is False"):
+            with pytest.raises(fluxora.errors.ConfigError, match=r"HttpConfig\.listen is False"):
                 ask()
         assert rt.health().status in {"ok", "degraded"}
 
 
 async def test_one_runtime_may_be_heard_on_both(postgres_url: str, tls: Hypercorn, authority: trustme.CA) -> None:
     """The port of its own and another server's, with one set of live connections."""
-    async with open_localnet(seed=SEED) as net:
-        async with (
-            fluxora.open_runtime(config(net, postgres_url)) as rt,
-            hosted(rt, tls) as url,
-            http2(url, authority) as client,
-            open_websocket_url(url.replace("https", "wss") + "/ws/streams", ssl_context=trusting(authority)) as theirs,
-            open_websocket_url(rt.url.replace("http", "ws") + "/ws/streams") as ours,
-        ):
-            assert (await client.get("/health")).json()["wsConnections"] == 2
-            rt.stop()
-            for socket in (theirs, ours):
-                with trio.fail_after(DEADLINE_S), pytest.raises(ConnectionClosed) as closed:
-                    await socket.get_message()
-                assert closed.value.reason.code == 1001
-                await trio.aclose_forcefully(socket._stream)
+    async with (
+        open_localnet(seed=SEED) as net,
+        fluxora.open_runtime(config(net, postgres_url)) as rt,
+        hosted(rt, tls) as url,
+        http2(url, authority) as client,
+        open_websocket_url(url.replace("https", "wss") + "/ws/streams", ssl_context=trusting(authority)) as theirs,
+        open_websocket_url(rt.url.replace("http", "ws") + "/ws/streams") as ours,
+    ):
+        assert (await client.get("/health")).json()["wsConnections"] == 2
+        rt.stop()
+        for socket in (theirs, ours):
+            with trio.fail_after(DEADLINE_S), pytest.raises(ConnectionClosed) as closed:
+                await socket.get_message()
+            assert closed.value.reason.code == 1001
+            await trio.aclose_forcefully(socket._stream)
