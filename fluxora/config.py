@@ -95,7 +95,8 @@ class LimitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HttpConfig:
-    """The one port. `port` 0 takes any free one. Internal routes exist only while `indexer_worker_token` is set.
+    """The one port. `port` 0 takes any free one; without `listen` there is none, and a server of the embedder's own
+    serves `Runtime.app`. Internal routes exist only while `indexer_worker_token` is set.
 
     `trusted_proxies` are believed in X-Forwarded-For. `cors_origins` are exact, as browsers send them. With `direct`
     the listener serves complete small requests itself. Of `max_connections` at most `max_websockets` may be WebSockets,
@@ -108,6 +109,7 @@ class HttpConfig:
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     cors_origins: tuple[str, ...] = ()
     direct: bool = True
+    listen: bool = True
     host: str = "127.0.0.1"
     port: int = 3000
     indexer_worker_token: str | None = field(default=None, repr=False)

@@ -28,7 +28,8 @@ from fluxora.actors.status import HealthReport
 from fluxora.actors.stream_cache import StreamCache
 from fluxora.actors.supervisor import ChildSpec, Group, Supervisor
 from fluxora.config import Config
-from fluxora.errors import FluxoraError
+from fluxora.errors import ConfigError, FluxoraError
+from fluxora.http.app import Application, create_app
 from fluxora.http.backend import Backend, Listening
 from fluxora.http.listener import serve
 from fluxora.protocol.messages import LogEvent, StreamView, view
@@ -41,8 +42,11 @@ _log = logs.get("runtime")
 class Runtime:
     """A running Fluxora. Made by `open_runtime`; everything ends when its block does.
 
-    `push` takes contract events where the source is "push", and is None otherwise.
+    `push` takes contract events where the source is "push", and is None otherwise. `app` is an ASGI application, for a
+    server on trio that runs inside the block: all routes, live ones among them.
     """
+
+    app: Application
 
     def __init__(self, config: Config, store: Store, feed: Feed, cache: StreamCache) -> None:
         self.config = config
@@ -57,18 +61,32 @@ class Runtime:
 
     @property
     def port(self) -> int:
-        """The port that accepts connections."""
-        assert self._listening is not None
-        return self._listening.port
+        """The port that accepts connections.
+
+        Raises:
+            ConfigError: there is none, since `HttpConfig.listen` is False.
+        """
+        return self._where().port
 
     @property
     def url(self) -> str:
-        """Where REST answers, without a trailing slash."""
-        assert self._listening is not None
-        host = self._listening.host
+        """Where REST answers, without a trailing slash.
+
+        Raises:
+            ConfigError: as `port`.
+        """
+        host = self._where().host
         if host in {"0.0.0.0", "::"}:  # noqa: S104 (compared, not bound)
             host = "127.0.0.1"
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def _where(self) -> Listening:
+        if not self.config.http.listen:
+            raise ConfigError(
+                "HttpConfig.listen is False: there is no port here; ask the server that serves Runtime.app"
+            )
+        assert self._listening is not None
+        return self._listening
 
     def health(self) -> HealthReport:
         """What GET /health says."""
@@ -117,6 +135,7 @@ class Runtime:
             cache=self._cache,
             writes=registrar,
         )
+        self.app = create_app(backend)
         rpc = source or entries
         self._monitor = Monitor(
             version=__version__,
@@ -148,8 +167,10 @@ class Runtime:
 
     async def _front(self, backend: Backend, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
-            self._listening = await nursery.start(partial(serve, backend))
-            backend.config = replace(backend.config, port=self._listening.port)  # a restart keeps the port
+            await nursery.start(self.app.stand_by)
+            if backend.config.listen:
+                self._listening = await nursery.start(partial(serve, backend))
+                backend.config = replace(backend.config, port=self._listening.port)  # a restart keeps the port
             task_status.started()
 
 
@@ -184,7 +205,12 @@ async def open_runtime(config: Config) -> AsyncIterator[Runtime]:
             async with trio.open_nursery() as nursery:
                 supervisor = runtime._supervisor = runtime._build(source, entries)  # noqa: SLF001 (its own module)
                 await nursery.start(_supervise, supervisor, nursery.cancel_scope)
-                _log.info("runtime.started", url=runtime.url, source=config.source.kind, version=__version__)
+                _log.info(
+                    "runtime.started",
+                    url=runtime.url if config.http.listen else None,
+                    source=config.source.kind,
+                    version=__version__,
+                )
                 try:
                     yield runtime
                 except Exception as error:  # noqa: BLE001 - raised below: the nursery would wrap it in a group

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -43,6 +45,21 @@ class AccessLog(trio.abc.Instrument):
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
+        self._users = 0
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Have lines written while the block is open; several may be, of what serves requests in one process."""
+        if not self._users:
+            trio.lowlevel.add_instrument(self)
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                trio.lowlevel.remove_instrument(self)
+            self.flush()
 
     def served(self, method: str, route: str, status: int, seconds: float, request_id: str) -> None:
         """Note a request: its method, its route's pattern, the status of its answer and how long that took."""

@@ -149,6 +149,7 @@ class Answer:
             principal=principal,
             request_id=self.request_id,
             upgrade=head.upgrade,
+            handshaken=head.handshaken,
         )
 
     # -- who, and how much -----------------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ class Answer:
 
 
 def opens(head: RequestHead, backend: Backend) -> bool:
-    """Whether a connection may go on as something else behind the answer, which only the listener's carrier can do."""
+    """Whether a connection may go on as something else behind the answer, which the framework does not carry."""
     if head.upgrade:
         return True
     try:

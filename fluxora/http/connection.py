@@ -14,12 +14,14 @@ import math
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 if TYPE_CHECKING:
-    from fluxora.http.outlet import Outlet
+    from fluxora.http.event_stream import EventStream
+    from fluxora.http.line import Work
+    from fluxora.http.websocket import WebSocket
 
 MAX_OFFERED_BYTES = 1 << 20
 WRITE_TIMEOUT_S = 30.0
@@ -29,6 +31,18 @@ _RESET = struct.pack("ii", 1, 0)  # close with a reset, and throw away what is n
 _SLICE = 1 << 16  # sent under one deadline, so that a slow but steady reader may take a large reply
 
 
+class Keeper(Protocol):
+    """Whoever has the connections: it reads what they receive, and has tasks for them."""
+
+    def attend(self, connection: Connection, work: Work) -> None:
+        """Begin work for a connection, which ends with it unless the work says that it goes on."""
+        ...
+
+    def silence(self, connection: Connection) -> None:
+        """Read nothing of it any more: what it still receives is for its last task."""
+        ...
+
+
 class Connection(trio.abc.HalfCloseableStream):
     """A TCP stream with a synchronous, bounded way in for frames (`offer`) beside the awaitable one.
 
@@ -36,13 +50,15 @@ class Connection(trio.abc.HalfCloseableStream):
     connection runs inside `scope`, which is given `LINGER_S` to end by itself once the stream is closed. Whoever
     watches over the connections cancels it when `due` (trio's clock) has passed: one comparison now and then instead of
     a timer for each request. `idle`: no byte of a request is here; `overdue`: it was cancelled for a head that is late.
-    `outlet` is what the connection became by an answer that goes on, and gets all that is received from then on.
+    `outlet` is what the connection became by an answer that goes on, and gets all that is received from then on; the
+    connection is its line, and needs a `keeper` for that.
     """
 
     def __init__(
         self,
         transport: trio.SocketStream,
         *,
+        keeper: Keeper | None = None,
         max_offered_bytes: int = MAX_OFFERED_BYTES,
         write_timeout_s: float = WRITE_TIMEOUT_S,
     ) -> None:
@@ -53,7 +69,8 @@ class Connection(trio.abc.HalfCloseableStream):
         self.due = math.inf
         self.idle = False
         self.overdue = False
-        self.outlet: Outlet | None = None
+        self.outlet: WebSocket | EventStream | None = None
+        self._keeper = keeper
         self._transport = transport
         self._max_offered = max_offered_bytes
         self._write_timeout_s = write_timeout_s
@@ -95,6 +112,26 @@ class Connection(trio.abc.HalfCloseableStream):
             await self.send_all(data)
         elif self._offered:
             await self.send_all(b"")
+
+    # -- what an outlet asks for ------------------------------------------------------------------------------------
+
+    def attend(self, work: Work) -> None:
+        """Begin work for the outlet in a task of its own; the connection ends with it unless it says otherwise."""
+        assert self._keeper is not None
+        self._keeper.attend(self, work)
+
+    def silence(self) -> None:
+        """What the peer still sends is for nobody."""
+        assert self._keeper is not None
+        self._keeper.silence(self)
+
+    async def flush(self) -> None:
+        """Send what was offered.
+
+        Raises:
+            trio.BrokenResourceError, trio.ClosedResourceError: as `send_all`.
+        """
+        await self.send_all(b"")
 
     # -- writing ---------------------------------------------------------------------------------------------------
 

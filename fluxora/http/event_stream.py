@@ -15,8 +15,8 @@ import trio
 from fluxora import logs
 from fluxora.actors.audience import DropReason
 from fluxora.actors.hub import ResumeLost
-from fluxora.http.connection import Connection
 from fluxora.http.exchange import Opening
+from fluxora.http.line import Line
 from fluxora.http.outlet import Outlet, gone
 from fluxora.http.sockets import Sockets
 from fluxora.protocol import sockets
@@ -34,8 +34,8 @@ class EventStream(Outlet):
 
     __slots__ = ("_heard", "_next_comment", "_resuming", "_selector")
 
-    def __init__(self, connection: Connection, opening: Opening, shared: Sockets) -> None:
-        super().__init__(connection, opening, shared)
+    def __init__(self, line: Line, opening: Opening, shared: Sockets) -> None:
+        super().__init__(line, opening, shared)
         self._selector = opening.selector
         self._heard = 0  # bytes
         self._resuming = trio.CancelScope()
@@ -49,7 +49,7 @@ class EventStream(Outlet):
             self._tell(sockets.sse_opening(shared.hub.subscribe(self, self._selector)))
         else:
             self._tell(sockets.sse_opening(opening.after))
-            shared.attend(connection, partial(self._resume, opening.after))
+            line.attend(partial(self._resume, opening.after))
 
     async def _resume(self, after: int) -> bool:
         """Tell what was missed, then what comes; where that cannot be had whole, say so and end."""
@@ -76,14 +76,14 @@ class EventStream(Outlet):
         """
         expires_at = self.principal.expires_at
         if self._closing:
-            self.connection.due = math.inf
+            self.line.due = math.inf
             return
         if expires_at is not None and self._shared.clock() >= expires_at:
             self.end(TOKEN_ENDED)
             return
         if now >= self._next_comment:
             self._next_comment = now + self._shared.comment_s
-            if not self.connection.offered_bytes:
+            if not self.line.offered_bytes:
                 self._tell(sockets.SSE_COMMENT)
         if not self._closing:
             self._wait(now)
@@ -99,7 +99,7 @@ class EventStream(Outlet):
         expires_at, due = self.principal.expires_at, self._next_comment
         if expires_at is not None:
             due = min(due, now + max(0.0, expires_at - self._shared.clock()))
-        self.connection.due = due
+        self.line.due = due
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ class EventStream(Outlet):
         """It does not take what it is offered: cut it off. What it has not read yet it asks for when it comes back."""
         if not self._closing:
             self._begin_to_end(SLOW_CONSUMER)
-            self._shared.attend(self.connection, gone)
+            self.line.attend(gone)
 
     def end(self, why: CloseCode) -> bool:
         """End the answer behind all that is queued; False where it is ending already. The client is not told why."""
@@ -121,15 +121,15 @@ class EventStream(Outlet):
         if self.protocol == "sse_chunked":
             framed += sockets.LAST_CHUNK
         if framed:
-            self.connection.offer_last(framed)
-        self._shared.attend(self.connection, partial(self._finish, self._shared.flush_s))
+            self.line.offer_last(framed)
+        self.line.attend(partial(self._finish, self._shared.flush_s))
         return True
 
     def _begin_to_end(self, why: CloseCode) -> None:
         self._closing = why.code
         self._forget()
-        self.connection.due = math.inf
-        self._shared.silence(self.connection)
+        self.line.due = math.inf
+        self.line.silence()
 
     def _forget(self) -> None:
         super()._forget()

@@ -29,7 +29,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a client asked for. Header names are lower case; query pairs are decoded and in the client's order.
 
     `params` are the parts of the path that the route names, decoded. `client` is the client's address without port, as
-    far as trusted proxies tell it. `upgrade`: it asks to go on as a WebSocket, and its carrier can do that.
+    far as trusted proxies tell it. `upgrade`: it asks to go on as a WebSocket, and its carrier can do that;
+    `handshaken`: that carrier is another server, which makes the handshake.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     principal: Principal = ANONYMOUS
     request_id: str
     upgrade: bool = False
+    handshaken: bool = False
 
     def header(self, name: str) -> str | None:
         """The header's value, a repeated one joined with commas (RFC 9110 5.3); None if absent. `name` lower case."""

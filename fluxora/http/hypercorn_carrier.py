@@ -10,7 +10,7 @@ them, and an upgrade hides requests from proxies), and WebSocket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -37,7 +37,7 @@ from hypercorn.typing import (
 from hypercorn.utils import parse_socket_addr
 
 from fluxora import logs
-from fluxora.http.app import PROCEED
+from fluxora.http.asgi import PROCEED, encoded
 from fluxora.http.chunk_framing import ChunkFraming
 from fluxora.http.connection import LINGER_S, Connection
 from fluxora.http.metrics import HttpMetrics
@@ -342,8 +342,3 @@ async def _send_refusal(send: ASGISendCallable) -> None:
     headers = encoded(headers_of(reply, request_id, close=True))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body, "more_body": False})
-
-
-def encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
-    """Header pairs as ASGI has them."""
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]

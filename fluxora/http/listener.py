@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import math
 import sys
+from functools import partial
 
 import trio
 
@@ -21,9 +22,9 @@ from fluxora.http.backend import Backend, Listening
 from fluxora.http.connection import LINGER_S, Connection
 from fluxora.http.direct_carrier import DirectCarrier, Turn
 from fluxora.http.hypercorn_carrier import HypercornCarrier
+from fluxora.http.line import Work, attended
 from fluxora.http.lobby import AT_A_TIME, Lobby
 from fluxora.http.outlet import Outlet
-from fluxora.http.sockets import Work
 
 if sys.platform != "win32":  # which has no such limit
     import resource
@@ -53,24 +54,22 @@ async def serve(backend: Backend, *, task_status: trio.TaskStatus[Listening] = t
         raise ConfigError(f"PORT, HOST: cannot listen on {config.host}:{config.port}: {reason}") from error
     async with trio.open_nursery() as nursery:
         front = Front(backend, nursery)
-        trio.lowlevel.add_instrument(backend.access_log)
-        try:
-            async with trio.open_nursery() as accepting:
-                for listener in listeners:
-                    accepting.start_soon(front.accept, listener)
-                nursery.start_soon(front.lobby.run)
-                nursery.start_soon(front.watch)
-                host, port = listeners[0].socket.getsockname()[:2]
-                task_status.started(Listening(host, port))
-                _log.info("http.listening_started", host=host, port=port)
-                await backend.stopping.wait()  # for ever is what a server does
-                accepting.cancel_scope.cancel(reason="the front is stopping")
-            await front.drain()
-        finally:
-            front.abort()
-            trio.lowlevel.remove_instrument(backend.access_log)
-            backend.access_log.flush()
-            nursery.cancel_scope.cancel(reason="the front has stopped")
+        with backend.access_log.in_use():
+            try:
+                async with trio.open_nursery() as accepting:
+                    for listener in listeners:
+                        accepting.start_soon(front.accept, listener)
+                    nursery.start_soon(front.lobby.run)
+                    nursery.start_soon(front.watch)
+                    host, port = listeners[0].socket.getsockname()[:2]
+                    task_status.started(Listening(host, port))
+                    _log.info("http.listening_started", host=host, port=port)
+                    await backend.stopping.wait()  # for ever is what a server does
+                    accepting.cancel_scope.cancel(reason="the front is stopping")
+                await front.drain()
+            finally:
+                front.abort()
+        nursery.cancel_scope.cancel(reason="the front has stopped")
 
 
 class Front:
@@ -86,7 +85,6 @@ class Front:
         self._carrier = DirectCarrier(backend, HypercornCarrier(create_app(backend), backend.metrics))
         self._connections: set[Connection] = set()
         self._sockets = backend.sockets
-        self._sockets.serve_with(self._attend, self.lobby.leave)
         self._refusing = 0
         self._ended = trio.Event()  # replaced after each connection that ends; `drain` waits on it
 
@@ -102,7 +100,7 @@ class Front:
                     _log.error("http.accept_failed", error=str(error), again_in_s=ACCEPT_AGAIN_S)
                     await trio.sleep(ACCEPT_AGAIN_S)
                     continue
-                self._admit(Connection(transport, write_timeout_s=self._config.write_timeout_s))
+                self._admit(Connection(transport, keeper=self, write_timeout_s=self._config.write_timeout_s))
 
     def _admit(self, connection: Connection) -> None:
         if len(self._connections) >= self._most:
@@ -177,22 +175,13 @@ class Front:
             else:
                 self._drop(connection)
 
-    def _attend(self, connection: Connection, work: Work) -> None:
+    def attend(self, connection: Connection, work: Work) -> None:
         """Work for an outlet that has to wait, beside the lobby that goes on reading what it sends."""
-        self._nursery.start_soon(self._beside, connection, work)
+        self._nursery.start_soon(attended, work, partial(self._drop, connection))
 
-    async def _beside(self, connection: Connection, work: Work) -> None:
-        """Raises nothing but cancellation; the connection ends with work that fails or says so."""
-        lasts = False
-        try:
-            lasts = await work()
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            _log.debug("http.peer_left")
-        except* Exception:  # noqa: BLE001 (a defect, logged; it costs this connection and no other)
-            _log.exception("http.connection_failed")
-        finally:
-            if not lasts:
-                self._drop(connection)
+    def silence(self, connection: Connection) -> None:
+        """Take the connection of an outlet that ends out of the lobby."""
+        self.lobby.leave(connection)
 
     def _drop(self, connection: Connection) -> None:
         self.lobby.leave(connection)

@@ -1,8 +1,8 @@
 """What a connection is when its answer does not end: a WebSocket or a stream of Server-Sent Events, told by the hub.
 
-An outlet has no task of its own. It rests in the lobby, its clock is the listener's watch, and what it is offered goes
-straight to the kernel. Only what has to be waited for gets a task: a history that is resumed, a queue that the kernel
-does not take at once, and the end.
+An outlet has no task of its own. Whoever carries its line hands it what comes and calls it when something is due; for
+the listener's own connections those are the lobby and the watch, and what it is offered goes straight to the kernel.
+Only what has to be waited for gets a task: a history that is resumed, a queue that is not taken at once, and the end.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from fluxora.http.replies import new_request_id
 
 if TYPE_CHECKING:
     from fluxora.actors.audience import DropReason, SubscriberProtocol
-    from fluxora.http.connection import Connection
     from fluxora.http.exchange import Opening
+    from fluxora.http.line import Line
     from fluxora.http.sockets import Sockets
     from fluxora.protocol.close_codes import CloseCode
     from fluxora.protocol.sockets import Selector
@@ -36,15 +36,15 @@ class Outlet(ABC):
         "_flushing",
         "_shared",
         "client",
-        "connection",
         "connection_id",
         "follows",
+        "line",
         "principal",
         "protocol",
     )
 
-    def __init__(self, connection: Connection, opening: Opening, shared: Sockets) -> None:
-        self.connection = connection
+    def __init__(self, line: Line, opening: Opening, shared: Sockets) -> None:
+        self.line = line
         self.connection_id = new_request_id()
         self.protocol: SubscriberProtocol = opening.protocol
         self.principal = opening.principal
@@ -60,12 +60,8 @@ class Outlet(ABC):
         return self._closing != 0
 
     @abstractmethod
-    def received(self, data: bytes) -> None:
-        """Take in bytes of the client, as they came."""
-
-    @abstractmethod
     def beat(self, now: float) -> None:
-        """`due` of the connection has passed (`now`: trio's clock): do what is due, and set it anew."""
+        """`due` of the line has passed (`now`: trio's clock): do what is due, and set it anew."""
 
     @abstractmethod
     def end(self, why: CloseCode) -> bool:
@@ -77,25 +73,25 @@ class Outlet(ABC):
 
     def offer(self, data: bytes) -> bool:
         """Write what is whole now or queue it; False, and nothing taken, where the client is too slow or gone."""
-        connection = self.connection
-        if self._closing or not connection.offer(data):
+        line = self.line
+        if self._closing or not line.offer(data):
             return False
-        if connection.offered_bytes and not self._flushing:
+        if line.offered_bytes and not self._flushing:
             self._flushing = True
-            self._shared.attend(connection, self._flush)
+            line.attend(self._flush)
         return True
 
     async def drained(self) -> bool:
         """Wait until everything that was offered is written; False if the client is gone, or takes nothing any more."""
         try:
-            await self.connection.send_all(b"")
+            await self.line.flush()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         return not self._closing
 
-    def left(self) -> None:
-        """The connection is gone."""
-        self._closing = self._closing or ABNORMAL
+    def left(self, code: int = ABNORMAL) -> None:
+        """The line is gone. `code`: of the close frame that the client sent, where another server has read it."""
+        self._closing = self._closing or code
         self._forget()
         self._shared.discard(self, self._closing)
 
@@ -108,9 +104,9 @@ class Outlet(ABC):
             self.drop("slow")
 
     async def _flush(self) -> bool:
-        """Send what is queued; a client that takes nothing for the write timeout breaks the connection."""
+        """Send what is queued; a client that takes nothing for the write timeout breaks the line."""
         try:
-            await self.connection.send_all(b"")
+            await self.line.flush()
         finally:
             self._flushing = False
         return True
@@ -118,11 +114,11 @@ class Outlet(ABC):
     async def _finish(self, patience_s: float) -> bool:
         """Have the last bytes sent, for a bounded time, and let the client close first."""
         with trio.move_on_after(patience_s):
-            await self.connection.send_all(b"")
-            await self.connection.aclose()
+            await self.line.flush()
+            await self.line.aclose()
         return False
 
 
 async def gone() -> bool:
-    """Work that says that the connection cannot go on."""
+    """Work that says that the line cannot go on."""
     return False

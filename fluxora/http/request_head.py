@@ -45,7 +45,8 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     (0 where another server read it).
     `content_length` is 0 where there is no body; with `chunked` it says nothing. `persistent`: another
     request may follow on the connection (never in HTTP/1.0). `waits`: it sends its body only after "100 Continue".
-    `upgrade`: it asks to go on as a WebSocket (a GET of HTTP/1.1 without a body, on a connection that is to stay).
+    `upgrade`: it asks to go on as a WebSocket (a GET of HTTP/1.1 without a body, on a connection that is to stay);
+    `handshaken`: another server has found that so, and makes the handshake.
     """
 
     method: str
@@ -58,6 +59,7 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     persistent: bool = True
     waits: bool = False
     upgrade: bool = False
+    handshaken: bool = False
 
 
 def parse(data: bytes) -> RequestHead:

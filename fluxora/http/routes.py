@@ -73,7 +73,7 @@ class Route(msgspec.Struct, frozen=True):
 
     `guard` raises where the caller may not go on; it is asked before the request's body is received.
     `streams`: the body is made while it is sent, which the framework carries. `opens`: the connection goes on as
-    something else, which only the listener's own carrier can do. `media_type` is that of its success.
+    something else, which the framework does not carry. `media_type` is that of its success.
     """
 
     method: str

@@ -1,17 +1,15 @@
-"""All WebSockets and event streams of one port: who they are, how many, and what they share.
+"""All WebSockets and event streams of one process: who they are, how many, and what they share.
 
-What one of them does is in websocket.py and event_stream.py.
+What one of them does is in session.py and event_stream.py.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from fluxora import logs
-from fluxora.errors import InvariantError
-from fluxora.http.connection import Connection
 from fluxora.http.limits import site_of
 from fluxora.protocol.close_codes import DISCONNECTED, GOING_AWAY, CloseCode
 
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from fluxora.actors.hub import Hub
     from fluxora.http.outlet import Outlet
 
-Work = Callable[[], Awaitable[bool]]
 OF_EVENTS = ("sse", "sse_chunked")
 _log = logs.get("http")
 
@@ -28,8 +25,8 @@ class Sockets:
     """The open ones. `ping_s` lies between two pings of a WebSocket, `comment_s` between two comments of an event
     stream; `flush_s` is the time for what is queued at an end.
 
-    `clock` returns Unix seconds. The front says with `serve_with` how a socket gets a task and how it stops being read;
-    no socket is opened before.
+    `clock` returns Unix seconds. What carries them differs: the listener, or another server that the application is
+    served by.
     """
 
     def __init__(
@@ -44,19 +41,9 @@ class Sockets:
         self.streams_ended: Counter[int] = Counter()  # event streams, by the close code that a WebSocket would have had
         self.errors: Counter[str] = Counter()
         self.messages = 0
-        self.attend: Callable[[Connection, Work], None] = _no_front
-        self.silence: Callable[[Connection], None] = _no_front
         self._open: set[Outlet] = set()
         self._streams = 0
         self._of_site: Counter[str] = Counter()
-
-    def serve_with(self, attend: Callable[[Connection, Work], None], silence: Callable[[Connection], None]) -> None:
-        """`attend` runs work for a connection, and ends the connection unless the work says that it goes on.
-
-        `silence` takes a connection out of the lobby: what it still sends is for its last task.
-        """
-        self.attend = attend
-        self.silence = silence
 
     @property
     def count(self) -> int:
@@ -116,7 +103,3 @@ class Sockets:
         for socket in sockets:
             ended += socket.end(why)
         return ended
-
-
-def _no_front(*_: object) -> None:
-    raise InvariantError("a socket without a front")

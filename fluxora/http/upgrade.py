@@ -14,7 +14,7 @@ from wsproto.utilities import generate_accept_token
 from fluxora.actors.audience import SubscriberProtocol
 from fluxora.errors import BadRequest, Forbidden, TooManyRequests, Unavailable, UpgradeRequired
 from fluxora.http.backend import Backend
-from fluxora.http.exchange import Opening, Reply, Request
+from fluxora.http.exchange import Headers, Opening, Reply, Request
 from fluxora.http.replies import RETRY_AFTER_S
 
 VERSION = "13"
@@ -25,7 +25,7 @@ _CLIENT_RETRY_S = 10
 
 
 def upgrade(request: Request, backend: Backend) -> Reply:
-    """The 101 that opens a WebSocket.
+    """The 101 that opens a WebSocket. Where another server makes the handshake, it says 101 with headers of its own.
 
     Raises:
         UpgradeRequired: no WebSocket is asked for, or another version of it.
@@ -33,6 +33,28 @@ def upgrade(request: Request, backend: Backend) -> Reply:
         Forbidden: a web page of another origin asks.
         TooManyRequests: this address has as many sockets as it may have.
         Unavailable: so has the server, or it is stopping.
+    """
+    headers = () if request.handshaken else _shaken(request)
+    if not backend.cors.may_connect(request.header("origin"), request.header("host")):
+        raise Forbidden("Pages of this origin may not connect; the operator names those that may")
+    if backend.stopping.is_set():
+        raise Unavailable("The service is shutting down")
+    admit(request.client, backend)
+    offered = [name.strip(" \t") for name in (request.header("sec-websocket-protocol") or "").split(",")]
+    chosen = next((name for name in offered if name in SUBPROTOCOLS), None)
+    if chosen is not None:
+        headers = (*headers, ("sec-websocket-protocol", chosen))
+    opening = Opening(
+        protocol="v2" if chosen is None else SUBPROTOCOLS[chosen], principal=request.principal, client=request.client
+    )
+    return Reply(101, headers, opens=opening)
+
+
+def _shaken(request: Request) -> Headers:
+    """The headers that answer a handshake.
+
+    Raises:
+        UpgradeRequired, BadRequest: as above.
     """
     if not request.upgrade:
         raise UpgradeRequired("This path speaks WebSocket: connect with a WebSocket client", headers=_REQUIRED)
@@ -42,24 +64,8 @@ def upgrade(request: Request, backend: Backend) -> Reply:
     if key is None or not _KEY.fullmatch(key):
         message = "16 random bytes in base64 are needed"
         raise BadRequest("The headers are not valid", details=[("Sec-WebSocket-Key", "INVALID_FORMAT", message)])
-    if not backend.cors.may_connect(request.header("origin"), request.header("host")):
-        raise Forbidden("Pages of this origin may not connect; the operator names those that may")
-    if backend.stopping.is_set():
-        raise Unavailable("The service is shutting down")
-    admit(request.client, backend)
-    offered = [name.strip(" \t") for name in (request.header("sec-websocket-protocol") or "").split(",")]
-    chosen = next((name for name in offered if name in SUBPROTOCOLS), None)
-    headers = [
-        ("upgrade", "websocket"),
-        ("connection", "upgrade"),
-        ("sec-websocket-accept", generate_accept_token(key.encode("ascii")).decode("ascii")),
-    ]
-    if chosen is not None:
-        headers.append(("sec-websocket-protocol", chosen))
-    opening = Opening(
-        protocol="v2" if chosen is None else SUBPROTOCOLS[chosen], principal=request.principal, client=request.client
-    )
-    return Reply(101, tuple(headers), opens=opening)
+    accepted = generate_accept_token(key.encode("ascii")).decode("ascii")
+    return ("upgrade", "websocket"), ("connection", "upgrade"), ("sec-websocket-accept", accepted)
 
 
 def admit(client: str, backend: Backend) -> None:

@@ -5,6 +5,7 @@ A frame is the same bytes for every connection, so it is made once for all of th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from fluxora.errors import InvariantError
@@ -12,6 +13,8 @@ from fluxora.errors import InvariantError
 MAX_CONTROL_BYTES: Final = 125
 MAX_REASON_BYTES: Final = MAX_CONTROL_BYTES - 2
 
+TEXT: Final = 0x1
+CLOSE: Final = 0x8
 _TEXT, _CLOSE, _PING, _PONG = b"\x81", b"\x88", b"\x89", b"\x8a"  # FIN and the opcode
 _ONE_BYTE: Final = [bytes((size,)) for size in range(MAX_CONTROL_BYTES + 1)]
 _SENT_CODES: Final = frozenset((1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)))
@@ -57,6 +60,19 @@ def pong(payload: bytes = b"") -> bytes:
         InvariantError: more than 125 bytes.
     """
     return _control(_PONG, payload)
+
+
+def split(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The frames that were joined to `data`, all of them made here: the opcode of each, and its payload."""
+    at = 0
+    while at < len(data):
+        opcode, size = data[at] & 0x0F, data[at + 1]
+        start = at + 2
+        if size > MAX_CONTROL_BYTES:
+            start += 2 if size == 126 else 8
+            size = int.from_bytes(data[at + 2 : start], "big")
+        at = start + size
+        yield opcode, data[start:at]
 
 
 def _control(head: bytes, payload: bytes) -> bytes:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import pytest
 import trio
 from front import Server, report
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio import serve as hypercorn_serve
 
 from fluxora.actors.dedup import Deduplicator
 from fluxora.actors.feed import Feed
@@ -19,6 +21,7 @@ from fluxora.actors.registrar import Registrar
 from fluxora.actors.sources.push import PushSource
 from fluxora.actors.stream_cache import StreamCache
 from fluxora.config import HttpConfig, LimitConfig, StorageConfig
+from fluxora.http.app import create_app
 from fluxora.http.backend import Backend
 from fluxora.http.listener import serve
 from fluxora.protocol.chain import KnownChain, LedgerBatch
@@ -36,7 +39,10 @@ class Live(NamedTuple):
 
 @pytest.fixture(params=["direct", "framework"])
 def carrier(request: pytest.FixtureRequest) -> str:
-    """What carries the requests: the listener itself, or Quart-Trio over Hypercorn. Answers must not differ."""
+    """What carries the requests: the listener itself, or Quart-Trio over Hypercorn. Answers must not differ.
+
+    A module may ask for a third, "hosted": the application under a Hypercorn that has the port, as embedders run it.
+    """
     return request.param
 
 
@@ -59,10 +65,21 @@ def start(nursery: trio.Nursery, carrier: str) -> Start:
             of_backend["cache"] = StreamCache(of_backend["store"], trusted=lambda: False)
         of_config = {"port": 0, "direct": carrier == "direct", "limits": LimitConfig(enabled=False), **options}
         backend = Backend(config=HttpConfig(**of_config), **of_backend)
+        if carrier == "hosted":
+            return Server(backend, await host(backend, nursery))
         listening = await nursery.start(partial(serve, backend))
         return Server(backend, listening.port)
 
     return starter
+
+
+async def host(backend: Backend, nursery: trio.Nursery) -> int:
+    """Serve the application by Hypercorn, as a stranger would: the port."""
+    app, config = create_app(backend), HypercornConfig()
+    config.bind, config.errorlog, config.include_server_header = ["127.0.0.1:0"], None, False
+    await nursery.start(app.stand_by)
+    (bound,) = await nursery.start(partial(hypercorn_serve, app, config))
+    return int(bound.rpartition(":")[2])
 
 
 @pytest.fixture

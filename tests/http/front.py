@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import pytest
 import trio
 
 from fluxora.actors.status import (
@@ -20,6 +21,9 @@ from fluxora.actors.status import (
 from fluxora.http.backend import Backend
 
 DEADLINE_S = 10.0
+OURS = pytest.mark.parametrize("carrier", ["direct"])
+"""For what is the listener's own business: handshakes, frames and pings, tasks, and clients that never read again.
+Where another server has the port it is that server's."""
 
 
 def report(status: str = "ok") -> HealthReport:

@@ -207,7 +207,7 @@ async def test_a_failure_of_the_framework_is_answered_in_our_shape_and_logged(st
     def explode(*_args: object) -> None:
         raise RuntimeError("a secret of the framework")
 
-    monkeypatch.setattr(app._App, "create_url_adapter", explode)
+    monkeypatch.setattr(app.Application, "create_url_adapter", explode)
     server = await start(direct=False)
     with capture_logs() as logs:
         status, headers, error = parse(await server.exchange(LAST))

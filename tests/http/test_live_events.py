@@ -17,10 +17,10 @@ from fluxora.protocol.messages import timestamp_text
 from fluxora.storage.records import EventQuery
 
 
-@pytest.fixture
-def carrier():
-    """Once for all: the framework carries no WebSocket."""
-    return "direct"
+@pytest.fixture(params=["direct", "hosted"])
+def carrier(request):
+    """Our own, and another server: the framework under our listener carries no WebSocket."""
+    return request.param
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import jwt
 import pytest
 import trio
 import trio.testing
-from front import DEADLINE_S, read_to_end
+from front import DEADLINE_S, OURS, read_to_end
 from story import ALICE, BOB, CAROL, batch, created, event, stream
 from wire import assert_refused
 
@@ -26,6 +26,12 @@ ONE = f"/api/streams/{stream(0)}/stream"
 SECRET = "a shared secret of more than 32 bytes"
 ADMIN_KEY, ADMIN_ENTRY = make("root", ["admin"], entropy=bytes(range(48)))
 WRITER_KEY, WRITER_ENTRY = make("writer", ["streams:write"], entropy=bytes(range(1, 49)))
+
+
+@pytest.fixture(params=["direct", "framework", "hosted"])
+def carrier(request):
+    """The listener, which serves these routes whatever carries the others, and another server."""
+    return request.param
 
 
 @pytest.fixture
@@ -152,7 +158,7 @@ async def test_head_has_the_headers_of_get(server, commit, live):
     await until(lambda: not live.hub.status.subscribers)
 
 
-async def test_who_speaks_http_1_0_or_asks_for_the_end_gets_no_chunks(server, commit, live):
+async def test_who_speaks_http_1_0_or_asks_for_the_end_gets_no_chunks(server, commit, live, carrier):
     await commit(created(0, ledger=10))
     await until(lambda: live.hub.head == 1)
     for request in ("GET %s HTTP/1.0\r\n\r\n", "GET %s HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"):
@@ -161,8 +167,10 @@ async def test_who_speaks_http_1_0_or_asks_for_the_end_gets_no_chunks(server, co
             await until(lambda: live.hub.status.subscriptions == 1)
             server.backend.sockets.drain()
             head, _, body = (await read_to_end(transport)).partition(b"\r\n\r\n")
-        assert b"transfer-encoding" not in head
-        assert b"connection: close" in head
+        assert b"connection: close" in head.lower()
+        if carrier == "hosted" and b"HTTP/1.0" not in request.encode():
+            continue  # Hypercorn sends chunks to whoever can read them
+        assert b"transfer-encoding" not in head.lower()
         assert body.startswith(b"retry: 3000\nid: 0\n\nid: 1\nevent: stream.created\ndata: {")
         assert body.endswith(b"}\n\n")
         await until(lambda: not server.backend.sockets.streams)
@@ -387,6 +395,7 @@ async def test_comments_come_while_nothing_else_does_and_no_time_out_ends_it(sta
         assert await client.positions(1) == [1]
 
 
+@OURS
 async def test_it_rests_without_a_task(server, live):
     async with listening(server):
         await until(lambda: live.hub.status.subscriptions == 1)
@@ -399,7 +408,7 @@ async def test_it_rests_without_a_task(server, live):
         assert not outlet.ending
 
 
-async def test_a_client_that_does_not_read_delays_nobody_and_is_cut_off(server, commit, live):
+async def test_a_client_that_does_not_read_delays_nobody_and_is_cut_off(server, commit, live, carrier):
     async with await server.connect() as stalled, listening(server) as client:
         await stalled.send_all(f"GET {ALL} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
         await until(lambda: live.hub.status.subscribers == 2)
@@ -410,6 +419,9 @@ async def test_a_client_that_does_not_read_delays_nobody_and_is_cut_off(server, 
             if live.hub.status.dropped:
                 break
         assert live.hub.status.dropped == 1
+        assert live.hub.status.subscribers == 1
+        if carrier == "hosted":  # Hypercorn holds on to it, and it counts until it is gone
+            await trio.aclose_forcefully(stalled)
         await until(lambda: server.backend.sockets.streams == 1)
         assert server.backend.sockets.streams_ended == {4001: 1}
 
@@ -423,6 +435,7 @@ async def test_a_stop_ends_what_is_open_behind_what_was_committed(server, commit
         assert await client.message() is None
 
 
+@OURS
 async def test_a_client_with_much_to_say_is_sent_away(server):
     async with await server.connect() as stream_:
         head = f"GET {ALL} HTTP/1.1\r\nhost: x\r\n\r\n".encode()

@@ -1,0 +1,232 @@
+"""What a WebSocket client says and is told, whatever carries it: messages, their limits, and why it ends.
+
+It has no task of its own (outlet.py). Messages come one by one, whole or with their size alone, events come from the
+hub; each is dealt with there and then. What it sends are frames, which are the same bytes for every client
+(protocol/frames.py). A line that another server carries takes them apart again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from functools import partial
+
+import trio
+
+from fluxora import logs
+from fluxora.actors.audience import DropReason, SubscriberProtocol
+from fluxora.actors.hub import ResumeLost
+from fluxora.http.connection import LINGER_S
+from fluxora.http.exchange import Opening
+from fluxora.http.line import Line
+from fluxora.http.outlet import ABNORMAL, Outlet, gone
+from fluxora.http.sockets import Sockets
+from fluxora.protocol import frames, sockets
+from fluxora.protocol.close_codes import (
+    HEARTBEAT_LOST,
+    POLICY,
+    RESUME_LOST,
+    SLOW_CONSUMER,
+    TOKEN_ENDED,
+    TOO_BIG,
+    CloseCode,
+)
+from fluxora.protocol.sockets import ALL
+
+WINDOW_S = 10.0
+MOST_SUBSCRIPTIONS = 256
+MOST_MESSAGES: dict[SubscriberProtocol, int] = {"v2": 30, "broadcast": 10}  # in any WINDOW_S
+MOST_BYTES: dict[SubscriberProtocol, int] = {"v2": 65_536, "broadcast": sockets.MAX_MESSAGE_BYTES}  # of one message
+MOST_FRAMES = 2_000  # in a WINDOW_S, control frames and parts of messages among them: more is no use but an attack
+_log = logs.get("http")
+
+
+class Session(Outlet):
+    """Made when the handshake has been answered. A client of v2 `follows` a thing also while it catches up with it.
+
+    As it stands it leaves the heartbeat to whoever carries the line.
+    """
+
+    __slots__ = ("_counted", "_counted_since", "_next_beat", "_resuming", "_taken")
+
+    def __init__(self, line: Line, opening: Opening, shared: Sockets) -> None:
+        super().__init__(line, opening, shared)
+        self._counted_since = -math.inf
+        self._counted = 0
+        self._taken: deque[float] = deque(maxlen=MOST_MESSAGES[opening.protocol])  # when, of the last messages
+        self._next_beat = 0.0
+        self._resuming: set[trio.CancelScope] = set()
+        shared.add(self)
+        shared.hub.join(self)
+        if self.protocol == "broadcast":
+            shared.hub.subscribe(self, ALL)
+        self._wait(trio.current_time())
+
+    # -- what the client sends -------------------------------------------------------------------------------------
+
+    def heard(self, text: str, size: int, *, binary: bool = False) -> None:
+        """Take a message of `size` bytes; `text` may be left out where it is too long, or binary."""
+        if self._closing:
+            return
+        if not self._may_go_on():
+            self.end(POLICY)
+        elif size > MOST_BYTES[self.protocol]:
+            self.end(TOO_BIG)
+        else:
+            self._answer(text, size, binary=binary)
+
+    def _may_go_on(self) -> bool:
+        """Count a frame, or a message where frames are not seen; False where they are too many."""
+        now = trio.current_time()
+        if now - self._counted_since >= WINDOW_S:
+            self._counted_since, self._counted = now, 0
+        self._counted += 1
+        return self._counted <= MOST_FRAMES
+
+    def _answer(self, text: str, size: int, *, binary: bool) -> None:
+        self._shared.messages += 1
+        now, taken = trio.current_time(), self._taken
+        over = len(taken) == taken.maxlen and now - taken[0] < WINDOW_S
+        if self.protocol != "v2":
+            taken.append(now)
+            if over:
+                self.end(POLICY)
+            return
+        try:
+            if not over:
+                taken.append(now)
+            self._do(self._understood(text, size, over=over, binary=binary))
+        except sockets.MessageError as error:
+            self._shared.errors[error.code] += 1
+            self._tell(sockets.error(error.code, error.message, error.ref))
+
+    def _understood(
+        self, text: str, size: int, *, over: bool, binary: bool
+    ) -> sockets.Subscribe | sockets.Unsubscribe | sockets.Ping:
+        """The message; raises MessageError where it is refused, for the first reason that there is."""
+        if over:
+            most = self._taken.maxlen
+            raise sockets.MessageError(
+                "RATE_LIMIT_EXCEEDED", f"At most {most} messages may be sent in {WINDOW_S:.0f} s"
+            )
+        if binary:
+            raise sockets.MessageError("BINARY_NOT_SUPPORTED", "Messages are JSON in text frames")
+        if size > sockets.MAX_MESSAGE_BYTES:
+            most = sockets.MAX_MESSAGE_BYTES
+            raise sockets.MessageError("PAYLOAD_TOO_LARGE", f"A message may have at most {most} bytes")
+        return sockets.parse(text.encode())
+
+    def _do(self, message: sockets.Subscribe | sockets.Unsubscribe | sockets.Ping) -> None:
+        if isinstance(message, sockets.Ping):
+            self._tell(sockets.pong(message.ref))
+        elif isinstance(message, sockets.Unsubscribe):
+            self.follows.discard(message.selector)
+            self._acknowledge(message.ref, self._shared.hub.unsubscribe(self, message.selector))
+        else:
+            self._subscribe(message)
+
+    def _subscribe(self, wanted: sockets.Subscribe) -> None:
+        """Follow what is wanted. The acknowledgement is on its way before anything else can be committed."""
+        full = wanted.selector not in self.follows and len(self.follows) >= MOST_SUBSCRIPTIONS
+        if full or len(self._resuming) >= MOST_SUBSCRIPTIONS:
+            raise sockets.MessageError(
+                "SUBSCRIPTION_LIMIT", f"A connection may have at most {MOST_SUBSCRIPTIONS} subscriptions", wanted.ref
+            )
+        if wanted.after is None:
+            self.follows.add(wanted.selector)
+            self._acknowledge(wanted.ref, self._shared.hub.subscribe(self, wanted.selector))
+            return
+        scope = trio.CancelScope()
+        self._resuming.add(scope)
+        self.line.attend(partial(self._resume, wanted, wanted.after, scope))
+
+    async def _resume(self, wanted: sockets.Subscribe, after: int, scope: trio.CancelScope) -> bool:
+        """Tell what was missed, then what comes; where that cannot be had whole, say so and do not begin."""
+        begins = wanted.selector not in self.follows
+        self.follows.add(wanted.selector)
+        try:
+            with scope:
+                position = await self._shared.hub.resume(self, wanted.selector, after)
+                if position is not None:
+                    self.follows.add(wanted.selector)  # as another one that failed may have left it
+                    self._acknowledge(wanted.ref, position, recovered=True)
+        except ResumeLost as error:
+            if begins:
+                self.follows.discard(wanted.selector)
+            self._tell(sockets.reset(error.position, error.reason))
+        except Exception:  # noqa: BLE001 (a defect, logged; whoever may have missed something must not go on as if not)
+            _log.exception("websocket.resume_failed", connectionId=self.connection_id)
+            self.end(RESUME_LOST)
+        finally:
+            self._resuming.discard(scope)
+        return True
+
+    def _acknowledge(self, ref: str | None, position: int, *, recovered: bool = False) -> None:
+        if ref is not None:
+            self._tell(sockets.ack(ref, position, recovered=recovered))
+
+    # -- what it is told -------------------------------------------------------------------------------------------
+
+    def drop(self, _reason: DropReason) -> None:
+        """It does not take what it is offered: end it, where it can still be told."""
+        if self.line.is_open:
+            self.end(SLOW_CONSUMER)
+        elif not self._closing:
+            self._closing = ABNORMAL
+            self._forget()
+            self.line.attend(gone)
+
+    def _tell(self, message: bytes) -> None:
+        self._send(frames.text(message))
+
+    # -- the clock -------------------------------------------------------------------------------------------------
+
+    def beat(self, now: float) -> None:
+        """`due` of the line has passed: look at the token's end, and whether the client is still there."""
+        expires_at = self.principal.expires_at
+        if self._closing:
+            self.line.due = math.inf
+        elif expires_at is not None and self._shared.clock() >= expires_at:
+            self.end(TOKEN_ENDED)
+        elif now < self._next_beat or self._is_alive():
+            if not self._closing:
+                self._wait(now)
+        else:
+            self.end(HEARTBEAT_LOST)
+
+    def _is_alive(self) -> bool:
+        """Asked at every interval between two pings."""
+        return True
+
+    def _wait(self, now: float) -> None:
+        """Set when `beat` is called next."""
+        if self._next_beat <= now:
+            self._next_beat = now + self._shared.ping_s
+        expires_at, due = self.principal.expires_at, self._next_beat
+        if expires_at is not None:
+            due = min(due, now + max(0.0, expires_at - self._shared.clock()))
+        self.line.due = due
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def end(self, why: CloseCode) -> bool:
+        """Send the close frame behind all that is queued, and end; False where it is ending already."""
+        return self._end_with(why.code, frames.close(why.code, why.reason))
+
+    def _end_with(self, code: int, frame: bytes) -> bool:
+        if self._closing:
+            return False
+        self._closing = code
+        self._forget()
+        line = self.line
+        line.due = math.inf
+        line.silence()
+        line.offer_last(frame)
+        line.attend(partial(self._finish, LINGER_S if code == HEARTBEAT_LOST.code else self._shared.flush_s))
+        return True
+
+    def _forget(self) -> None:
+        """Nothing is told to it any more, and nothing is read for it."""
+        super()._forget()
+        for scope in self._resuming:
+            scope.cancel(reason="the socket is ending")
