@@ -18,51 +18,26 @@ import httpx
 import msgspec
 import trio
 from httpx_sse import aconnect_sse
-from promises import ALL, Break, Log, Selector, Session, broadcast_print, judge, located, update_print
+from promises import ALL, Break, Log, Selector, Session, Told, broadcast_print, judge, located, told
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 Transport = Literal["websocket", "sse", "rest"]
 DEADLINE_S = 60.0  # for one answer of a server that does what it can on a busy machine
 ENDLESS = 1 << 60
+SLOW = 4001
+CUT = "cut off"  # who was too slow
 SMALL = 2_048  # bytes that the kernel keeps for a slow reader
 LOOK_EVERY = 200  # events between two looks at what REST shows
 _GONE = (httpx.TransportError, OSError, ConnectionClosed, trio.BrokenResourceError)
 
 
-class _Message(msgspec.Struct, rename="camel"):
-    """Of either protocol, of an event stream, or an event of REST."""
-
-    type: str = ""
-    event: str = ""
-    event_id: str = ""
-    stream_id: str | None = None
-    position: str = ""
-    action: str = ""
-    ledger: int | None = None
-    timestamp: str = ""
-    payload: msgspec.Raw = msgspec.Raw()
-
-    @property
-    def looks_like(self) -> int:
-        return update_print(
-            self.event_id,
-            self.stream_id,
-            self.event,
-            self.action,
-            ledger=self.ledger,
-            time=self.timestamp,
-            payload=bytes(self.payload).decode(),
-        )
-
-
 class _Page(msgspec.Struct, rename="camel"):
-    events: list[_Message]
+    events: list[Told]
     has_more: bool
     next_after: str
     position: str
 
 
-_message = msgspec.json.Decoder(_Message).decode
 _page = msgspec.json.Decoder(_Page).decode
 
 
@@ -90,6 +65,10 @@ class Place:
     def is_still(self, url: str) -> bool:
         return self._url == url
 
+    async def cancel_as_it_moves(self, scope: trio.CancelScope) -> None:
+        await self._moved.wait()
+        scope.cancel()
+
     async def url(self) -> str:
         """Wait until it is there."""
         while self._url is None:
@@ -99,20 +78,24 @@ class Place:
 
 @asynccontextmanager
 async def websocket(
-    tasks: trio.Nursery, url: str, *, protocol: str | None = None, room: int | None = None
+    place: Place, url: str, *, protocol: str | None = None, room: int | None = None
 ) -> AsyncIterator[WebSocketConnection]:
     """A connection of trio-websocket that ends without a word; `room`: bytes that the kernel receives ahead.
 
-    What reads it lives in `tasks`, so that an error of the caller stays what it is.
+    What reads it lives elsewhere, so that an error of the caller stays what it is.
+
+    Raises:
+        ConnectionError: the server went before it had answered, of which that client does not hear.
     """
     where = urlsplit(url)
     sock = trio.socket.socket()
     if room is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
-    nursery: trio.Nursery = await tasks.start(_nursery)
+    nursery: trio.Nursery = await place.tasks.start(_nursery)
     try:
         await sock.connect((where.hostname, where.port))
-        with trio.fail_after(DEADLINE_S):
+        with trio.move_on_after(DEADLINE_S) as scope:
+            nursery.start_soon(place.cancel_as_it_moves, scope)
             opened = await wrap_client_stream(
                 nursery,
                 trio.SocketStream(sock),
@@ -120,6 +103,8 @@ async def websocket(
                 "/ws/streams",
                 subprotocols=None if protocol is None else [protocol],
             )
+        if scope.cancelled_caught:
+            raise ConnectionError("the handshake had no answer")
         yield opened
     finally:
         nursery.cancel_scope.cancel()
@@ -135,8 +120,8 @@ async def _nursery(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
 class Follower:
     """Follows one thing through many connections.
 
-    `stays` draws after how many events it leaves; `slow`: it stops reading now and then until `resume_reading` has been
-    waited for; `roams`: it begins anywhere that anyone has ever learned of, which is in `learned`.
+    `stays` draws after how many events it leaves. With `stall` it has little room, and reads no more now and then until
+    that has returned. `roams`: it begins anywhere that anyone has ever learned of, which is in `learned`.
     """
 
     def __init__(
@@ -183,9 +168,11 @@ class Follower:
         try:
             session.end = await run(url, session, most)
         except _GONE as error:
-            session.end = f"{type(error).__name__}"
-            if self._place.is_still(url) and not (self._stall is not None and transport == "sse"):
-                raise
+            session.end = type(error).__name__
+            if self._place.is_still(url):
+                if transport != "sse":
+                    raise
+                session.end = CUT  # by which an event stream says that it was too slow
         if session.reached is not None:
             self._learned.append(session.reached)
 
@@ -199,7 +186,7 @@ class Follower:
     async def _by_websocket(self, url: str, session: Session, most: int) -> str:
         """Told `most` events, or all up to the acknowledgement (-1)."""
         async with (
-            websocket(self._place.tasks, url, room=SMALL if self._stall else None) as opened,
+            websocket(self._place, url, room=SMALL if self._stall else None) as opened,
             talking(url) as client,
         ):
             wanted = {"type": "subscribe", self.selector.name: self.selector.value, "ref": "r"}
@@ -208,7 +195,7 @@ class Follower:
             await opened.send_message(json.dumps(wanted))
             try:
                 while len(session.told) != most:
-                    message = _message(await opened.get_message())
+                    message = told(await opened.get_message())
                     if message.type == "ack":
                         session.mark(int(message.position))
                         if most < 0:
@@ -219,8 +206,9 @@ class Follower:
                         assert message.type.startswith("service."), message
             except ConnectionClosed as closed:
                 code = closed.reason.code if closed.reason is not None else 1006
-                if code != 4001 or self._stall is None:
-                    assert not self._place.is_still(url), f"closed with {code} in the middle of a server's life"
+                if code == SLOW:
+                    return CUT
+                assert not self._place.is_still(url), f"closed with {code} in the middle of a server's life"
                 return str(code)
         return "left"
 
@@ -245,9 +233,9 @@ class Follower:
                 if message.retry is not None:
                     session.mark(int(message.id))
                 elif message.data and not message.event.startswith("service."):
-                    told = _message(message.data)
-                    assert (told.position, told.event) == (message.id, message.event)
-                    await self._told(session, rest, told)
+                    event = told(message.data)
+                    assert (event.position, event.event) == (message.id, message.event)
+                    await self._told(session, rest, event)
                     if len(session.told) == most:
                         return "left"
         assert not self._place.is_still(url), "ended in the middle of a server's life"
@@ -275,7 +263,7 @@ class Follower:
                 if len(session.told) >= most:
                     return "left"
 
-    async def _told(self, session: Session, client: httpx.AsyncClient, message: _Message) -> None:
+    async def _told(self, session: Session, client: httpx.AsyncClient, message: Told) -> None:
         session.tell(int(message.position), message.looks_like)
         if self._rng.random() < 1 / LOOK_EVERY:
             await look(session, client)
@@ -319,7 +307,7 @@ class Listener:
 
     def __init__(self, place: Place, rng: Random, *, stays: Callable[[Random], int]) -> None:
         self.heard: list[tuple[int, list[int]]] = []  # of each connection: what REST showed then, and what was told
-        self.ends: Counter[int] = Counter()
+        self.ends: Counter[str] = Counter()
         self._place = place
         self._rng = rng
         self._stays = stays
@@ -341,7 +329,7 @@ class Listener:
         url = await self._place.url()
         try:
             async with (
-                websocket(self._place.tasks, url, protocol="fluxora.broadcast.v1") as opened,
+                websocket(self._place, url, protocol="fluxora.broadcast.v1") as opened,
                 talking(url) as client,
             ):
                 shown = _page((await asked(client, "/api/events", limit=1)).content)
@@ -349,13 +337,14 @@ class Listener:
                 until = None if last is None else await last(client)
                 await self._hear(opened, self.heard[-1][1], most, until)
         except _GONE as error:
-            if self._place.is_still(url):
+            code = error.reason.code if isinstance(error, ConnectionClosed) and error.reason else 1006
+            if code != SLOW and self._place.is_still(url):
                 raise
-            self.ends[error.reason.code if isinstance(error, ConnectionClosed) and error.reason else 1006] += 1
+            self.ends[str(code) if code != SLOW else CUT] += 1
 
     async def _hear(self, opened: WebSocketConnection, prints: list[int], most: int, until: str | None) -> None:
         while len(prints) < most:
-            message = _message(await opened.get_message())
+            message = told(await opened.get_message())
             if not message.event.startswith("service."):
                 payload = bytes(message.payload).decode()
                 prints.append(broadcast_print(message.event, message.stream_id, message.timestamp, payload))

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from followers import Follower, Listener, Place
+from followers import CUT, SLOW, Follower, Listener, Place
 from growth import grow
 from processes import Served, following, serve
 from promises import ALL, WATCH_TRANSACTIONS, Log, Selector
@@ -124,6 +124,12 @@ class World:
 
         await eventually(passed, "the log goes on", within_s=CALM_S)
 
+    @property
+    def cut(self) -> int:
+        """How many connections the server ended in the middle of its life."""
+        of_followers = sum(session.end == CUT for follower in self.followers for session in follower.sessions)
+        return of_followers + sum(listener.ends[CUT] for listener in self.listeners)
+
     def start(self, nursery: trio.Nursery) -> None:
         for follower in self.followers:
             nursery.start_soon(follower.follow)
@@ -157,6 +163,7 @@ async def test_every_promise_is_kept_whatever_happens(postgres_url: str, books_o
         contracts = [net.contract.contract_id, *(contract_address(SEED, 100 + number) for number in range(ROUNDS))]
         environ = following(net, url=postgres_url, page_limit=PAGE_LIMIT) | {"FLUXORA_CONTRACTS": ",".join(contracts)}
         histories: list[BulkHistory] = []
+        runs: list[Served] = []
         async with trio.open_nursery() as tasks:
             place = Place(tasks)
             world = World(place, books, contracts, rng)
@@ -166,15 +173,17 @@ async def test_every_promise_is_kept_whatever_happens(postgres_url: str, books_o
                     growing.start_soon(grow, net, rng)
                     for number, contract_id in enumerate(contracts[1:]):
                         async with serve(environ, tmp_path / f"serve-{number}.log") as served:
+                            runs.append(served)
                             place.is_at(await served.ready())
                             histories.append(long_history(net, contract_id))
                             await log_grows(books, served, rng.randint(1, EVENTS_PER_ROUND))
                             if number % 2:
                                 await take_back(net, books, served, rng)
-                            await end(served, place, rng)
+                            await end(served, place, in_order=number % 3 == 1)
                     growing.cancel_scope.cancel()
                 await net.close_ledgers(3)
                 async with serve(environ, tmp_path / "last.log") as served:
+                    runs.append(served)
                     place.is_at(await served.ready())
                     await caught_up(books, net, within_s=CALM_S)
                     place.finished.set()
@@ -184,11 +193,20 @@ async def test_every_promise_is_kept_whatever_happens(postgres_url: str, books_o
             tasks.cancel_scope.cancel()
         found = await judge(books, net, *histories, corrected=False)
     await judge_all(world, await Log.read(books), found, books)
+    cut = sum(line["code"] == SLOW for served in runs for line in ended(served))
+    assert world.cut <= cut, "who was cut off was too slow, as the server says"
+    print(f"{world.cut} were cut off as too slow")
+    assert world.cut > 0 or not LONG
 
 
 def long_history(net: Network, contract_id: str) -> BulkHistory:
     """Much that comes at once."""
     return bulk(net.chain, EVENTS_PER_ROUND, contract_id=contract_id, events_per_ledger=PER_LEDGER)
+
+
+def ended(served: Served) -> list[dict[str, Any]]:
+    """What a server has said of the ends of connections."""
+    return [*served.lines("websocket.disconnected"), *served.lines("event_stream.disconnected")]
 
 
 async def judge_all(world: World, log: Log, found: dict[str, int], books: Books) -> None:
@@ -225,13 +243,13 @@ async def take_back(net: Network, books: Books, served: Served, rng: Random) -> 
     await log_grows(books, served, rng.randint(1, 60))
 
 
-async def end(served: Served, place: Place, rng: Random) -> None:
-    """Killed, or stopped in order, in the middle of something."""
+async def end(served: Served, place: Place, *, in_order: bool) -> None:
+    """Stopped or killed, in the middle of something."""
     place.is_gone()
-    if rng.random() < 0.6:
-        await served.kill()
-    else:
+    if in_order:
         assert await served.stop() == 0, served.text[-3000:]
+    else:
+        await served.kill()
 
 
 def report(world: World, log: Log, found: dict[str, int]) -> None:

@@ -27,6 +27,8 @@ from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, Protocol
 
+import msgspec
+
 Kind = Literal["lost", "doubled", "reordered", "altered", "uncalled", "bookmark", "split", "seam"]
 REVERTED = "stream.reverted"
 _SHOWN = 5  # of many breaks of one kind
@@ -67,7 +69,7 @@ ALL = Selector("streamId", "*")
 
 
 class Asked(Protocol):
-    """Where the log is read: tests/runtime/truth.py, or whatever else can ask PostgreSQL."""
+    """Whatever can ask PostgreSQL: tests/runtime/truth.py, for one."""
 
     async def rows(self, text: str, *args: Any) -> Sequence[Any]:
         """The rows of a query."""
@@ -144,6 +146,36 @@ def time_text(ms: int) -> str:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)).strftime("%Y-%m-%dT%H:%M:%S.") + (
         f"{ms % 1000:03d}Z"
     )
+
+
+class Told(msgspec.Struct, rename="camel"):
+    """A message of a WebSocket, of either protocol, or an event of the others; `payload` is as it came."""
+
+    type: str = ""
+    event: str = ""
+    event_id: str = ""
+    stream_id: str | None = None
+    position: str = ""
+    action: str = ""
+    ledger: int | None = None
+    timestamp: str = ""
+    payload: msgspec.Raw = msgspec.Raw()
+
+    @property
+    def looks_like(self) -> int:
+        payload = bytes(self.payload).decode()
+        return update_print(
+            self.event_id,
+            self.stream_id,
+            self.event,
+            self.action,
+            ledger=self.ledger,
+            time=self.timestamp,
+            payload=payload,
+        )
+
+
+told = msgspec.json.Decoder(Told).decode
 
 
 class Row(NamedTuple):
@@ -335,23 +367,24 @@ def _wholeness(log: Log, selector: Selector, session: Session) -> Iterator[Break
 def _marks(log: Log, selector: Selector, session: Session) -> Iterator[Break]:
     """Bookmarkable."""
     begins = session.begins
-    for told, position in session.marks:
-        missing = set(log.matching(selector, begins or 0, position)) - set(session.told[:told])
+    for count, position in session.marks:
+        missing = set(log.matching(selector, begins or 0, position)) - set(session.told[:count])
         if missing:
             yield Break("bookmark", f"{position} was a mark, and {sorted(missing)[:_SHOWN]} had not been told")
-        late = [one for one in session.told[told:] if one <= position]
+        late = [one for one in session.told[count:] if one <= position]
         if late:
             yield Break("bookmark", f"{position} was a mark, and {late[:_SHOWN]} came behind it")
 
 
 def _atomicity(log: Log, _selector: Selector, session: Session) -> Iterator[Break]:
     """Nothing of a transaction before all of it."""
-    for told, shown in session.looks:
+    for position, shown in session.looks:
         if not log.is_end(shown):
             yield Break("split", f"REST showed position {shown}, in the middle of a transaction")
-        elif 1 <= told <= log.head and shown < log.end_of(told):
+        elif 1 <= position <= log.head and shown < log.end_of(position):
             yield Break(
-                "split", f"{told} was told while REST showed {shown}: its transaction goes on to {log.end_of(told)}"
+                "split",
+                f"{position} was told while REST showed {shown}, and its transaction ends at {log.end_of(position)}",
             )
     for last in session.lists:
         if not log.is_end(last):
