@@ -24,6 +24,8 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_st
 Transport = Literal["websocket", "sse", "rest"]
 DEADLINE_S = 60.0  # for one answer of a server that does what it can on a busy machine
 ENDLESS = 1 << 60
+BUSY = 503  # the database did not answer in time
+AGAIN_S = 0.2
 SLOW = 4001
 CUT = "cut off"  # who was too slow
 SMALL = 2_048  # bytes that the kernel keeps for a slow reader
@@ -290,8 +292,10 @@ def talking(url: str, *, for_ever: bool = False, room: int | None = None) -> htt
 
 
 async def asked(client: httpx.AsyncClient, path: str, **query: str | int) -> httpx.Response:
-    """An answer that must be there."""
-    answer = await client.get(path, params=query)
+    """An answer; while there is none to be had in time, it is asked for again."""
+    with trio.fail_after(DEADLINE_S):
+        while (answer := await client.get(path, params=query)).status_code == BUSY:
+            await trio.sleep(AGAIN_S)
     assert answer.status_code == 200, answer.text
     return answer
 
