@@ -24,8 +24,8 @@ from fluxora.protocol.messages import stream_id
 
 OpenBooks = Callable[[str], Awaitable[Books]]
 SEED = 71
-ROUNDS = 20 if LONG else 4  # each ends with a kill, or with a stop in order
-EVENTS_PER_ROUND = 10_000 if LONG else 800  # of a history that comes at once, besides what the chain grows by
+ROUNDS = 20 if LONG else 3  # each ends with a kill, or with a stop in order
+EVENTS_PER_ROUND = 10_000 if LONG else 900  # of a history that comes at once, besides what the chain grows by
 PER_LEDGER = 80
 PAGE_LIMIT = 200
 WRITERS = 2
