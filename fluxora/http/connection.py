@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from fluxora.http.backlog import Backlog
+
 if TYPE_CHECKING:
     from fluxora.http.event_stream import EventStream
     from fluxora.http.line import Work
@@ -76,7 +78,7 @@ class Connection(trio.abc.HalfCloseableStream):
         self._write_timeout_s = write_timeout_s
         self._unread = b""
         self._ended = False  # the peer sent its last byte
-        self._offered = bytearray()
+        self._offered = Backlog()
         self._leaving = 0  # bytes that `send_all` has taken over and not yet written
         self._offered_any = trio.Event()
         self._sending = trio.Lock()
@@ -138,7 +140,7 @@ class Connection(trio.abc.HalfCloseableStream):
     def offer_last(self, frame: bytes) -> None:
         """Write or queue what is said before the end, even where the queue is full. Nothing if the peer is gone."""
         if not self.offer(frame) and not (self._closed or self._broken):
-            self._offered += frame
+            self._offered.add(frame)
             self._offered_any.set()
 
     def offer(self, frame: bytes) -> bool:
@@ -161,7 +163,7 @@ class Connection(trio.abc.HalfCloseableStream):
         if sent == len(frame):
             return True
         if sent:  # the beginning is out, so the rest must follow whatever the bound says
-            self._offered += frame[sent:]
+            self._offered.add(frame[sent:])
             self._offered_any.set()
             return True
         return self._enqueue(frame)
@@ -169,7 +171,7 @@ class Connection(trio.abc.HalfCloseableStream):
     def _enqueue(self, frame: bytes) -> bool:
         if self.offered_bytes + len(frame) > self._max_offered:
             return False
-        self._offered += frame
+        self._offered.add(frame)
         self._offered_any.set()
         return True
 
@@ -192,16 +194,15 @@ class Connection(trio.abc.HalfCloseableStream):
         """
         async with self._sending:
             self._check_open()
-            if self._offered:
-                data = bytes(self._offered) + data
-                self._offered.clear()
+            await self._send_offered()
             await self._send(data)
-            while self._offered:  # offered meanwhile
-                data = bytes(self._offered)
-                self._offered.clear()
-                await self._send(data)
+            await self._send_offered()  # meanwhile
             if self._offered_any.is_set():  # an unset one may have the flusher waiting on it
                 self._offered_any = trio.Event()
+
+    async def _send_offered(self) -> None:
+        while self._offered:
+            await self._send(self._offered.take())
 
     async def _send(self, data: bytes | bytearray | memoryview) -> None:
         try:
@@ -312,6 +313,7 @@ class Connection(trio.abc.HalfCloseableStream):
     def abort(self) -> None:
         """Close at once and without a word; whoever waits on the stream gets ClosedResourceError."""
         self._closed = True
+        self._offered.clear()  # the connection and what it became know each other, and so stay for a while
         self.socket.close()
         self._fd = -1  # the number may be another file's at once
 

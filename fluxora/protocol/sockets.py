@@ -320,7 +320,12 @@ class _Shown(msgspec.Struct, frozen=True, gc=False):
     stream: _Shown | None = None
 
 
+class _Retraction(msgspec.Struct, frozen=True, gc=False):
+    reverts: list[str]
+
+
 _shown: Final = msgspec.json.Decoder(_Shown).decode
+_retraction: Final = msgspec.json.Decoder(_Retraction).decode
 
 
 class Concerned(msgspec.Struct, frozen=True, gc=False):
@@ -346,6 +351,11 @@ def concerned(event: LogEvent) -> Concerned:
     if change is None or (change.old_sender is None and change.old_recipient is None):
         return Concerned(shown.sender, shown.recipient)
     return Concerned(shown.sender, shown.recipient, _text(change.old_sender), _text(change.old_recipient))
+
+
+def reverted_ids(event: LogEvent) -> frozenset[str]:
+    """The ids of the events that a `stream.reverted` takes back."""
+    return frozenset(_retraction(event.payload).reverts)
 
 
 def _text(value: Any) -> str | None:

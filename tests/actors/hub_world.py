@@ -19,7 +19,7 @@ from fluxora.actors.feed import Feed
 from fluxora.actors.hub import Hub
 from fluxora.errors import StorageUnavailable
 from fluxora.protocol.messages import LogEvent
-from fluxora.protocol.sockets import ALL, Selector
+from fluxora.protocol.sockets import ALL, Kind, Selector
 from fluxora.storage.store import EventQuery, Store
 
 PATIENCE_S = 30
@@ -33,6 +33,22 @@ SELECTORS = [
 ]
 
 
+_Standing = tuple[str, frozenset[Selector], tuple[str, str]]
+
+
+def _view(standing: list[_Standing]) -> dict[str, str] | None:
+    """The stream as the last event that stands has left it."""
+    if not standing:
+        return None
+    sender, recipient = standing[-1][2]
+    return {"sender": sender, "recipient": recipient}
+
+
+def _followed(standing: list[_Standing]) -> set[Selector]:
+    view = _view(standing) or {}
+    return {Selector(cast("Kind", name), value) for name, value in view.items()}
+
+
 class Log:
     """What is committed, as the store and the feed show it; each page takes a turn of the event loop."""
 
@@ -42,38 +58,39 @@ class Log:
         self.away = False
         self.asked = 0
         self._page = page
-        self._parties: dict[str, tuple[str, str]] = {}
+        # Of each stream the events that stand: id, under what each was told, sender and recipient after it.
+        self._standing: dict[str, list[_Standing]] = {}
         self._grown = trio.Event()
 
     def write(self, what: str, number: int) -> LogEvent:
-        """Append an event: "create", "update", "transfer", "revert" (to another recipient), "remove" or "contract"."""
+        """Append an event: "create", "update", "transfer", "revert" (one or two), "remove" (all) or "contract"."""
         stream = STREAMS[number % len(STREAMS)]
-        before = self._parties.get(stream)
+        standing = self._standing.setdefault(stream, [])
         selectors = {ALL} if what == "contract" else {ALL, Selector("stream", stream)}
+        event_id, name = f"e{len(self.events) + 1}", "stream.updated"
         payload: dict[str, Any] = {"change": {"paused": True}}
-        if what == "contract":
-            pass
-        elif what == "remove":
-            payload = {"stream": None, "reverts": ["x"]}
-        else:
-            sender, recipient = before or (PEOPLE[number % 3], PEOPLE[number // 3 % 3])
-            if what in {"transfer", "revert"}:
+        if what in {"remove", "revert"}:
+            name = "stream.reverted"
+            stays = 0 if what == "remove" else max(0, len(standing) - 1 - number // 3 % 2)
+            undone, standing[:] = standing[stays:], standing[:stays]
+            selectors = selectors.union(*(told for _, told, _ in undone))
+            payload = {"stream": _view(standing), "reverts": [one for one, _, _ in undone]}
+            selectors |= _followed(standing)
+        elif what != "contract":
+            name = "stream.updated" if standing else "stream.created"
+            sender, recipient = standing[-1][2] if standing else (PEOPLE[number % 3], PEOPLE[number // 3 % 3])
+            change = {}
+            if what == "transfer" and standing:
+                change = {"oldRecipient": recipient}
                 recipient = PEOPLE[(PEOPLE.index(recipient) + 1) % 3]
-            view = {"sender": sender, "recipient": recipient}
-            change = {"oldRecipient": before[1]} if what == "transfer" and before else {}
-            payload = {"stream": view, "reverts": []} if what == "revert" else {**view, "change": change}
-            self._parties[stream] = (sender, recipient)
-            selectors |= {Selector("sender", sender), Selector("recipient", recipient)}
-            if change:
                 selectors.add(Selector("recipient", change["oldRecipient"]))
-        if what in {"remove", "revert"} and before:
-            selectors |= {Selector("sender", before[0]), Selector("recipient", before[1])}
-            # Those of a transfer count as its parties until the next event of the stream.
-            selectors |= self._last_transfer(stream)
+            payload = {"sender": sender, "recipient": recipient, "change": change}
+            selectors |= {Selector("sender", sender), Selector("recipient", recipient)}
+            standing.append((event_id, frozenset(selectors), (sender, recipient)))
         event = LogEvent(
             position=len(self.events) + 1,
-            event_id=f"e{len(self.events) + 1}",
-            event="stream.reverted" if what in {"remove", "revert"} else "stream.updated",
+            event_id=event_id,
+            event=name,
             action=what,
             stream_id=None if what == "contract" else stream,
             ledger=None,
@@ -85,14 +102,6 @@ class Log:
         self.events.append(event)
         self.matched.append(frozenset(selectors))
         return event
-
-    def _last_transfer(self, stream: str) -> set[Selector]:
-        for event in reversed(self.events):
-            named = json.loads(event.payload) if event.stream_id == stream else {}
-            if named.get("stream", named.get("change")) is not None:
-                old = named.get("change", {}).get("oldRecipient")
-                return {Selector("recipient", old)} if old else set()
-        return set()
 
     def grow(self) -> None:
         """The feed hears of what was written."""

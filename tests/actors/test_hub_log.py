@@ -1,12 +1,23 @@
-"""The hub behind the real feed over the real log, while many write: readers come and go and miss nothing."""
+"""The hub behind the real feed over the real log, while many write: readers come and go and miss nothing.
+
+The writers have many connections, and each transaction takes another while between its rows and its commit: long enough
+for others that began after it to be done before it, were it not for the log's head, which it holds.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from hashlib import sha256
 from itertools import count
 from random import Random
+from threading import Event
 
+import asyncpg
+import pytest
 import trio
 from cache_world import created
 from hub_world import Reader
@@ -20,12 +31,32 @@ from fluxora.protocol.lifecycle import NewStream
 from fluxora.protocol.messages import LogEvent
 from fluxora.protocol.sockets import ALL, Selector
 from fluxora.protocol.streams import StreamStatus
+from fluxora.storage import statements
 from fluxora.storage.store import Appended, Change, Create, EventQuery, Store, open_store
 
 PATIENCE_S = 120
 WRITERS = 64
 CHANGES = 8
 ROLLBACKS = 6
+CONNECTIONS = 24
+# At the commit of each transaction, for up to 4 ms, mostly much less.
+LINGER = (
+    """
+    CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        PERFORM pg_sleep(0.004 * random() ^ 3);
+        RETURN NULL;
+    END $$
+    """,
+    """
+    CREATE CONSTRAINT TRIGGER linger AFTER INSERT ON events DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION linger()
+    """,
+)
+# A writer that does not hold the head, and has its position from a sequence.
+FROM_A_SEQUENCE = (
+    ("LOCK_FOR_COMMANDS", "SELECT FROM log_head FOR UPDATE", "SELECT"),
+    ("READ_FOR_COMMANDS", "h.position AS head", "nextval('positions') - 1 AS head"),
+)
 SENDERS = [encode(AddressKind.ACCOUNT, sha256(f"sender {n}".encode()).digest()) for n in range(4)]
 RECIPIENTS = [encode(AddressKind.ACCOUNT, sha256(f"recipient {n}".encode()).digest()) for n in range(3)]
 STREAM_IDS = [f"stream-{number:032x}" for number in range(WRITERS)]
@@ -98,8 +129,70 @@ def follows(selector: Selector, event: LogEvent, taken_from: dict[str, str]) -> 
     return payload[selector.kind] == selector.value
 
 
-async def test_who_comes_back_misses_nothing_though_64_write(storage_config: StorageConfig) -> None:
-    async with open_store(storage_config, decimals={}) as store:
+@pytest.fixture
+async def lingering(storage_config: StorageConfig) -> StorageConfig:
+    """Storage with many connections, whose commits take their time."""
+    await trio.to_thread.run_sync(lambda: asyncio.run(run_statements(str(storage_config.database_url), LINGER)))
+    return replace(storage_config, pool_size=CONNECTIONS)
+
+
+async def run_statements(url: str, statements: tuple[str, ...]) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def read_on(url: str, done: Event, told: list[int]) -> None:
+    """Whatever is above the last position that was seen, again and again; nothing of ours is in between."""
+    connection = await asyncpg.connect(url)
+    try:
+        while True:
+            last = done.is_set()
+            page = await connection.fetch(
+                "SELECT position FROM events WHERE position > $1 ORDER BY position", told[-1] if told else 0
+            )
+            told += [row["position"] for row in page]
+            if last:
+                return
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def tailing(store: Store) -> AsyncIterator[list[int]]:
+    """What a reader of PostgreSQL that tails the log by position has seen, once the block has ended."""
+    told: list[int] = []
+    done = Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, lambda: asyncio.run(read_on(store.url, done, told)))
+        try:
+            yield told
+        finally:
+            done.set()
+
+
+async def test_a_reader_of_what_comes_from_a_sequence_would_skip(
+    lingering: StorageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the other tests here would see, did the log not hand out its positions under the lock of its head."""
+    for name, held, free in FROM_A_SEQUENCE:
+        statement = getattr(statements, name)
+        assert held in statement
+        monkeypatch.setattr(statements, name, statement.replace(held, free))
+    async with open_store(lingering, decimals={}) as store:
+        feed = Feed(store)
+        await trio.to_thread.run_sync(lambda: asyncio.run(run_statements(store.url, ("CREATE SEQUENCE positions",))))
+        async with tailing(store) as told, trio.open_nursery() as writers:
+            for number in range(WRITERS):
+                writers.start_soon(write, store, feed, number)
+    assert len(told) < WRITERS * (CHANGES + 1)
+
+
+async def test_who_comes_back_misses_nothing_though_64_write(lingering: StorageConfig) -> None:
+    async with open_store(lingering, decimals={}) as store:
         held = await store.try_lease()
         assert held is not None
         feed = Feed(store, keep=150, poll_interval_s=0.01)
@@ -117,7 +210,7 @@ async def test_who_comes_back_misses_nothing_though_64_write(storage_config: Sto
                 async with trio.open_nursery() as readers:
                     for selector, into in told:
                         readers.start_soon(come_and_go, hub, selector, Random(next(seeds)), into, done)
-                    async with trio.open_nursery() as writers:
+                    async with tailing(store) as tailed, trio.open_nursery() as writers:
                         for number in range(WRITERS):
                             writers.start_soon(write, store, feed, number)
                         writers.start_soon(roll_back, store, feed, held.number)
@@ -129,7 +222,7 @@ async def test_who_comes_back_misses_nothing_though_64_write(storage_config: Sto
         await held.aclose()
         events = await whole_log(store)
     assert len(events) == WRITERS * (CHANGES + 1) + 2 * ROLLBACKS
-    assert watcher.told == list(range(1, len(events) + 1))
+    assert tailed == watcher.told == list(range(1, len(events) + 1))
     taken_from = {
         event.stream_id or "": json.loads(event.payload)["sender"]
         for event in events

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("processes", "truth")
+pytest.register_assert_rewrite("processes", "truth", "followers")
 
 from truth import Books, open_books  # noqa: E402 (its assertions explain themselves once pytest has rewritten them)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 import msgspec
+import trio
 from waiting import eventually
 
 from fluxora.localnet import BulkHistory, Network
@@ -28,12 +29,13 @@ LIVE_CHAIN_EVENTS = """
 
 
 class Books:
-    """A connection of the test's own to a database; made again after a failure."""
+    """A connection of the test's own to a database; made again after a failure. Whoever asks waits for their turn."""
 
     def __init__(self, bridge: Bridge, url: str) -> None:
         self.url = url
         self._bridge = bridge
         self._connection: asyncpg.Connection | None = None
+        self._turn = trio.Lock()
 
     async def rows(self, text: str, *args: Any) -> list[asyncpg.Record]:
         async def ask() -> list[asyncpg.Record]:
@@ -45,7 +47,8 @@ class Books:
                 self._connection.terminate()
                 raise
 
-        return await self._bridge.run(ask, deadline_s=80)
+        async with self._turn:
+            return await self._bridge.run(ask, deadline_s=80)
 
     async def value(self, text: str, *args: Any) -> Any:
         return (await self.rows(text, *args))[0][0]
@@ -188,7 +191,7 @@ async def stream_states(books: Books) -> dict[tuple[str, str], StreamState]:
     """What is folded, by contract and stream; the columns that queries use must say the same."""
     rows = await books.rows(
         "SELECT id, contract_id, status, sender, recipient, deposit_amount::text, withdrawn_amount::text, "
-        "end_time::text, chain_stream_id::text, state FROM streams WHERE NOT parked"
+        "end_time::text, chain_stream_id::text, state FROM streams WHERE NOT parked AND origin = 'chain'"
     )
     states = {}
     for row in rows:

@@ -1,0 +1,272 @@
+"""A reader that stalls: bounded memory for it, no harm to others, and an end behind which nothing is missing.
+
+Over real TCP, with readers whose kernel takes little. What waits for them is not what a connection says of itself, but
+what the interpreter has allocated in it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import tracemalloc
+from collections.abc import Awaitable, Callable, Iterator
+from random import Random
+from typing import Any
+
+import h11
+import pytest
+import trio
+from front import DEADLINE_S, Server
+from socket_client import Client, connect, handshake, head_of
+from story import batch, created
+from wsproto.events import CloseConnection, TextMessage
+
+from fluxora.http import backlog, connection
+from fluxora.http.connection import MAX_OFFERED_BYTES, Connection
+
+ROOM = 2_048  # bytes that the kernel of such a reader takes
+MOST_EVENTS = 400  # until it is let go
+BESIDE = 16_384  # bytes of the connections that are no queue, and what a buffer has to grow
+EVENTS = "/api/events/stream"
+
+
+@pytest.fixture
+def carrier() -> str:
+    """Once for all: the listener's own carrier serves what goes on."""
+    return "direct"
+
+
+@pytest.fixture
+async def server(start: Any, store: Any, cache: Any, live: Any) -> Server:
+    return await start(store=store, cache=cache, hub=live.hub)
+
+
+@pytest.fixture
+def commit(record: Any, live: Any) -> Callable[[int], Awaitable[None]]:
+    """Commit the event of a position: the first ones are small, and the others of some 10 to 40 KB."""
+    random = Random(3)
+
+    async def committed(position: int) -> None:
+        memo = "m" * (random.randint(10_000, 40_000) if position > 5 else 0)
+        live.feed.publish(await record(batch(created(position, ledger=9 + position, memo=memo))))
+
+    return committed
+
+
+class Memory:
+    """What the connections have allocated, in bytes."""
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def look(self) -> int:
+        found = tracemalloc.take_snapshot().filter_traces(
+            [tracemalloc.Filter(True, one.__file__) for one in (backlog, connection)]
+        )
+        held = sum(trace.size for trace in found.traces)
+        self.most = max(self.most, held)
+        return held
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    tracemalloc.start()
+    yield Memory()
+    tracemalloc.stop()
+
+
+class OverWebSocket:
+    """A stalled reader of v2."""
+
+    code = 4001
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @classmethod
+    async def open(cls, server: Server, after: int | None = None) -> OverWebSocket:
+        stream = await _connected(server)
+        await stream.send_all(handshake())
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += await stream.receive_some(1)
+        reader = cls(Client(stream, head_of(head)[1], b""))
+        wanted = {"type": "subscribe", "streamId": "*", "ref": "r"}
+        await reader._client.send(wanted if after is None else {**wanted, "after": str(after)})
+        if after is None:
+            assert (await reader._client.message())["position"] == "0"
+        return reader
+
+    async def read(self, count: int) -> list[int]:
+        found = []
+        while len(found) < count:
+            message = await self._client.message()
+            if message["type"] == "stream_update":
+                found.append(int(message["position"]))
+        return found
+
+    async def read_to_the_end(self) -> list[int]:
+        """All that is there, and behind it the reason why there is no more."""
+        found = []
+        while isinstance(event := await self._client.event(), TextMessage):
+            found.append(int(json.loads(event.data)["position"]))
+        assert isinstance(event, CloseConnection)
+        assert event.code == 4001
+        return found
+
+    async def close(self) -> None:
+        await trio.aclose_forcefully(self._client.stream)
+
+    @staticmethod
+    def ended(server: Server) -> dict[int, int]:
+        return server.backend.sockets.closed
+
+
+class OverEvents:
+    """A stalled reader of Server-Sent Events, read by h11."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
+        self._text = b""
+
+    @classmethod
+    async def open(cls, server: Server, after: int | None = None) -> OverEvents:
+        reader = cls(await _connected(server))
+        headers = [("host", "x"), *([] if after is None else [("last-event-id", str(after))])]
+        request = h11.Request(method="GET", target=EVENTS, headers=headers)
+        await reader._stream.send_all(reader._http.send(request) + reader._http.send(h11.EndOfMessage()))
+        assert await reader._block() == {"retry": "3000", "id": str(after or 0)}
+        return reader
+
+    async def _block(self) -> dict[str, str] | None:
+        """The lines of the next event; None where the stream was cut off."""
+        while b"\n\n" not in self._text:
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError:
+                return None  # in the middle of the body: it has no end
+            if event is h11.NEED_DATA:
+                with trio.fail_after(DEADLINE_S):
+                    self._http.receive_data(await self._stream.receive_some(65_536))
+            elif isinstance(event, h11.Data):
+                self._text += event.data
+            else:
+                assert isinstance(event, h11.Response)
+                assert event.status_code == 200
+        block, _, self._text = self._text.partition(b"\n\n")
+        return dict(line.split(": ", 1) for line in block.decode().split("\n"))
+
+    async def read(self, count: int) -> list[int]:
+        blocks = [await self._block() for _ in range(count)]
+        return [int(block["id"]) for block in blocks if block is not None]
+
+    async def read_to_the_end(self) -> list[int]:
+        """All that is there."""
+        found = []
+        while (block := await self._block()) is not None:
+            found.append(int(block["id"]))
+        return found
+
+    async def close(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+    @staticmethod
+    def ended(server: Server) -> dict[int, int]:
+        return server.backend.sockets.streams_ended
+
+
+async def _connected(server: Server) -> trio.SocketStream:
+    """A connection whose receiving end has little room, from before it is made."""
+    sock = trio.socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM)
+    await sock.connect(("127.0.0.1", server.port))
+    return trio.SocketStream(sock)
+
+
+@pytest.fixture(params=[OverWebSocket, OverEvents])
+def transport(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def offered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What waits in any connection, by its own account, after each offer to it."""
+    seen: list[int] = []
+    offer = Connection.offer
+
+    def watched(connection: Connection, frame: bytes) -> bool:
+        taken = offer(connection, frame)
+        seen.append(connection.offered_bytes)
+        return taken
+
+    monkeypatch.setattr(Connection, "offer", watched)
+    return seen
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(DEADLINE_S):
+        while not condition():
+            await trio.lowlevel.checkpoint()
+
+
+async def test_it_is_let_go_at_a_mebibyte_loses_nothing_and_costs_the_others_nothing(
+    transport: Any, server: Server, commit: Any, memory: Memory, offered: list[int]
+) -> None:
+    hub = server.backend.hub
+    stalled = await transport.open(server)
+    async with await connect(server) as socket_, await connect(server) as second:
+        others = [socket_, second]
+        for one in others:
+            await one.ask({"type": "subscribe", "streamId": "*", "ref": "r"})
+        await until(lambda: hub.status.subscribers == 3)
+        head = 0
+        while not hub.status.dropped:
+            head += 1
+            assert head < MOST_EVENTS
+            await commit(head)
+            for one in others:
+                assert (await one.message())["position"] == str(head)
+            assert memory.look() <= MAX_OFFERED_BYTES + BESIDE
+        await commit(head + 1)
+        for one in others:
+            assert (await one.message())["position"] == str(head + 1)
+        assert hub.status.dropped == 1
+        assert max(offered) <= MAX_OFFERED_BYTES
+        assert max(offered) > MAX_OFFERED_BYTES - 50_000, "it was let go no earlier than it had to be"
+        assert memory.most > MAX_OFFERED_BYTES - 50_000, "that is where it was"
+        read = await stalled.read_to_the_end()
+        await stalled.close()
+        assert 0 < len(read) < head
+        assert read == list(range(1, len(read) + 1))
+        again = await transport.open(server, after=read[-1])
+        assert await again.read(head + 1 - read[-1]) == list(range(read[-1] + 1, head + 2))
+        await again.close()
+    await until(lambda: not hub.status.subscribers)
+    assert transport.ended(server)[4001] == 1
+    assert memory.look() <= BESIDE
+
+
+async def test_one_that_reads_now_and_then_has_no_more_waiting(
+    transport: Any, server: Server, commit: Any, memory: Memory, offered: list[int]
+) -> None:
+    """What it takes of its queue makes room for as much, and not for more."""
+    hub = server.backend.hub
+    slow = await transport.open(server)
+    await until(lambda: hub.status.subscribers == 1)
+    (outlet,) = server.backend.sockets._open
+    head = read = 0
+    for _ in range(4):
+        while outlet.connection.offered_bytes < MAX_OFFERED_BYTES - 100_000:
+            head += 1
+            await commit(head)
+            await until(lambda head=head: hub.head == head)
+            assert memory.look() <= MAX_OFFERED_BYTES + BESIDE
+        before = outlet.connection.offered_bytes
+        while outlet.connection.offered_bytes > before - 700_000:
+            assert await slow.read(1) == [read + 1]
+            read += 1
+    assert await slow.read(head - read) == list(range(read + 1, head + 1))
+    assert not hub.status.dropped
+    assert max(offered) <= MAX_OFFERED_BYTES
+    await slow.close()
