@@ -1,0 +1,308 @@
+"""Readers of live events: sockets of one process, read as soon as anything comes, and every byte of it checked.
+
+The lines of its input, each of which is answered with one:
+  {"follows": [[stream id, ...], ...]}  open a reader for each ("*": all; of `sse` it is one); answered once each has been
+                                        told that its subscriptions are made
+  {"begin": true}                       what comes from now on is a new round; it is read as it comes
+  Round                                 go on reading until all of that has come (or `within_s` is over); the answer
+                                        says what the round was like (Heard)
+  {"seconds": N}                        only answer pings for so long; how many there were, how many readers are left
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import resource
+import select
+import socket
+import sys
+import time
+from collections import Counter
+from typing import Any, Literal
+
+import msgspec
+
+from bench.child import say
+from bench.stories import Flaws, Story, chunks, frames, judge
+
+AT_A_TIME = 100  # openings under way
+INPUT = 0
+ONCE = 1 << 16  # bytes read from one reader before the next has its turn
+OPEN_WITHIN_S = 30.0
+LINGER_S = 0.1  # after the last delivery that is due: whatever comes then is one too many
+BUCKETS_PER_E = 50  # latencies are counted in steps of 2 %
+PING, PONG = b"\x89\x00", b"\x8a\x80\0\0\0\0"
+Kind = Literal["ws", "sse"]
+
+UPGRADE = (
+    b"GET /ws/streams HTTP/1.1\r\nhost: 127.0.0.1\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+class Task(msgspec.Struct, kw_only=True):
+    """Whom to listen to."""
+
+    port: int
+    kind: Kind
+
+
+class Round(msgspec.Struct, kw_only=True):
+    """What was published: position and stream of each event in order, and for each commit its last position and when.
+
+    Times are those of CLOCK_MONOTONIC, which is one for all processes of a machine.
+    """
+
+    events: list[tuple[int, str]]
+    commits: list[tuple[int, float]]
+    within_s: float
+
+
+class Heard(msgspec.Struct, kw_only=True):
+    """What a round was like; `latencies`: deliveries by bucket (`bucket` below), from publishing to here."""
+
+    deliveries: int
+    due: int
+    flaws: Flaws
+    gone: int  # readers whose connection has ended
+    last_at: float
+    cpu_s: float  # of this process, since the round began
+    latencies: list[tuple[int, int]]
+
+
+class Reader:
+    """One socket; it has received `at` bytes of its story, and in them `told` whole messages."""
+
+    __slots__ = ("at", "follows", "gone", "sock", "story", "told")
+
+    def __init__(self, sock: socket.socket, follows: tuple[str, ...], story: Story) -> None:
+        self.sock = sock
+        self.follows = follows
+        self.story = story
+        self.at = self.told = 0
+        self.gone = False
+
+
+def main() -> None:
+    task = msgspec.json.decode(sys.argv[1], type=Task)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    crowd = Crowd(task)
+    gc.disable()  # pauses of its own are not the server's
+    while line := crowd.next_line():
+        asked: dict[str, Any] = json.loads(line)
+        if "follows" in asked:
+            say(crowd.open(asked["follows"]))
+        elif "begin" in asked:
+            say(crowd.begin())
+        elif "seconds" in asked:
+            say(crowd.keep(asked["seconds"]))
+        else:
+            say(crowd.hear(msgspec.convert(asked, Round)))
+        gc.collect()
+
+
+class Crowd:
+    """All readers, and what has come of a round."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._readers: dict[int, Reader] = {}
+        self._epoll = select.epoll()
+        self._samples: list[tuple[Story, int, int, float]] = []  # whose messages from, to, when
+        self._heard = 0
+        self._cpu_began = 0.0
+        self._stories: dict[tuple[str, ...], Story] = {}
+        self._input = b""
+        self._epoll.register(INPUT, select.EPOLLIN)
+
+    def open(self, wanted: list[list[str]]) -> dict[str, int]:
+        """Open readers."""
+        for start in range(0, len(wanted), AT_A_TIME):
+            for sock, follows in _opened(self._task, wanted[start : start + AT_A_TIME]):
+                sock.setblocking(False)
+                self._readers[sock.fileno()] = Reader(sock, follows, self._story(follows))
+                self._epoll.register(sock.fileno(), select.EPOLLIN)
+        return {"opened": len(self._readers)}
+
+    def next_line(self) -> bytes:
+        """The next line of input, b"" at its end; readers are read until it is here."""
+        while b"\n" not in self._input:
+            if self._read(-1):
+                data = os.read(INPUT, ONCE)
+                if not data:
+                    return b""
+                self._input += data
+        line, _, self._input = self._input.partition(b"\n")
+        return line
+
+    def _story(self, follows: tuple[str, ...]) -> Story:
+        walk = frames if self._task.kind == "ws" else chunks
+        return self._stories.setdefault(follows, Story(walk))
+
+    def begin(self) -> dict[str, bool]:
+        """Forget the last round."""
+        self._stories.clear()
+        self._samples.clear()
+        self._heard = 0
+        self._cpu_began = time.process_time()
+        for reader in self._readers.values():
+            reader.story, reader.at, reader.told = self._story(reader.follows), 0, 0
+        return {"begun": True}
+
+    def hear(self, wanted: Round) -> Heard:
+        """Read until everything is here, or time is up, and a little longer."""
+        due_of = {follows: _due(follows, wanted) for follows in self._stories}
+        due = sum(len(due_of[reader.follows]) for reader in self._readers.values())
+        until = time.monotonic() + wanted.within_s
+        while self._heard < due and (left := until - time.monotonic()) > 0:
+            self._read(left)
+        until = time.monotonic() + LINGER_S
+        while (left := until - time.monotonic()) > 0:
+            self._read(left)
+        cpu_s = time.process_time() - self._cpu_began
+        flaws = Flaws()
+        alike = Counter((id(reader.story), reader.follows, reader.told) for reader in self._readers.values())
+        stories = {id(reader.story): reader.story for reader in self._readers.values()}
+        for (which, follows, told), readers in alike.items():
+            flaws.add(judge(stories[which].positions[:told], due_of[follows]), readers)
+        return Heard(
+            deliveries=self._heard,
+            due=due,
+            flaws=flaws,
+            gone=sum(reader.gone for reader in self._readers.values()),
+            last_at=max((at for *_, at in self._samples), default=0.0),
+            cpu_s=cpu_s,
+            latencies=_latencies(self._samples, wanted.commits),
+        )
+
+    def _read(self, timeout_s: float) -> bool:
+        """Take in what has come, or wait for it (-1: without end); True where there is input, too."""
+        readers, samples = self._readers, self._samples
+        asked = False
+        for fd, _ in self._epoll.poll(timeout_s):
+            if fd == INPUT:
+                asked = True
+                continue
+            reader = readers[fd]
+            try:
+                data = reader.sock.recv(ONCE)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if not data:
+                self._lose(fd, reader)
+                continue
+            at = time.monotonic()
+            if not reader.story.take(reader.at, data):
+                reader.story = reader.story.apart(reader.at)
+                reader.story.take(reader.at, data)
+            reader.at += len(data)
+            told = reader.story.told(reader.at, reader.told)
+            if told > reader.told:
+                samples.append((reader.story, reader.told, told, at))
+                self._heard += told - reader.told
+                reader.told = told
+        return asked
+
+    def _lose(self, fd: int, reader: Reader) -> None:
+        reader.gone = True
+        self._epoll.unregister(fd)
+
+    def keep(self, seconds: float) -> dict[str, int]:
+        """Answer pings; nothing else is expected."""
+        pings = strange = 0
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            for fd, _ in self._epoll.poll(left):
+                if fd == INPUT:
+                    return {}  # the benchmark is ending
+                reader = self._readers[fd]
+                data = reader.sock.recv(ONCE)
+                if data == PING:
+                    pings += 1
+                    reader.sock.send(PONG)
+                elif data:
+                    strange += 1
+                else:
+                    self._lose(fd, reader)
+        gone = sum(reader.gone for reader in self._readers.values())
+        return {"pings": pings, "strange": strange, "left": len(self._readers) - gone}
+
+
+def bucket(seconds: float) -> int:
+    """Where a latency is counted."""
+    return round(math.log(max(seconds, 1e-6)) * BUCKETS_PER_E)
+
+
+def latency_of(number: int) -> float:
+    """The seconds that a bucket stands for."""
+    return math.exp(number / BUCKETS_PER_E)
+
+
+def _due(follows: tuple[str, ...], wanted: Round) -> list[int]:
+    return [position for position, stream_id in wanted.events if stream_id in follows or "*" in follows]
+
+
+def _latencies(samples: list[tuple[Story, int, int, float]], commits: list[tuple[int, float]]) -> list[tuple[int, int]]:
+    counted: Counter[int] = Counter()
+    published = {}
+    before = commits[0][0] - 1 if commits else 0
+    for last, at in commits:
+        published.update(dict.fromkeys(range(min(before, last - 1) + 1, last + 1), at))
+        before = last
+    for story, start, end, at in samples:
+        since = Counter(published.get(position) for position in story.positions[start:end])
+        for when, deliveries in since.items():
+            if when is not None:  # else it is none of this round's, and judged for that
+                counted[bucket(at - when)] += deliveries
+    return list(counted.items())
+
+
+def _opened(task: Task, several: list[list[str]]) -> list[tuple[socket.socket, tuple[str, ...]]]:
+    """Connect these, and wait until each is told that it follows what it wants; nothing behind that is read yet."""
+    socks = [socket.create_connection(("127.0.0.1", task.port), OPEN_WITHIN_S) for _ in several]
+    for sock, follows in zip(socks, several, strict=True):
+        where = "" if follows == ["*"] else f"?streamId={follows[0]}"
+        sse = f"GET /api/events/stream{where} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
+        sock.sendall(UPGRADE if task.kind == "ws" else sse)
+    for sock, follows in zip(socks, several, strict=True):
+        head = _until(sock, b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 101 " if task.kind == "ws" else b"HTTP/1.1 200 "):
+            raise ConnectionError(f"the server refused a reader: {head[:200]!r}")
+        if task.kind == "sse":
+            _until(sock, b"\n\n\r\n")  # the chunk that says where the stream begins
+        else:
+            sock.sendall(b"".join(map(_subscribe, follows, [False] * (len(follows) - 1) + [True])))
+    if task.kind == "ws":
+        for sock in socks:
+            _until(sock, b'"recovered":false}')
+    return [(sock, tuple(follows)) for sock, follows in zip(socks, several, strict=True)]
+
+
+def _subscribe(stream_id: str, last: bool) -> bytes:  # noqa: FBT001 (of map)
+    message = {"type": "subscribe", "streamId": stream_id, **({"ref": "last"} if last else {})}
+    payload = json.dumps(message).encode()
+    assert len(payload) <= 125
+    return b"\x81" + bytes((0x80 | len(payload),)) + b"\0\0\0\0" + payload  # the mask is zero
+
+
+def _until(sock: socket.socket, end: bytes) -> bytes:
+    """Read up to `end` and not a byte further."""
+    received = b""
+    while end not in received:
+        seen = sock.recv(4096, socket.MSG_PEEK)
+        if not seen:
+            raise ConnectionError(f"the server closed a reader that was opening, after {received[-200:]!r}")
+        found = (received + seen).find(end)
+        take = len(seen) if found < 0 else found + len(end) - len(received)
+        received += sock.recv(take)
+    return received
+
+
+if __name__ == "__main__":
+    main()
