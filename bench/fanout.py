@@ -1,4 +1,4 @@
-"""Both servers of the fan-out benchmarks, the readers of each, and a round: something is published, everybody reads it."""
+"""Both servers of the fan-out benchmarks, the readers of each, and a round: something is published, and all read it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 
 from bench import fanout_process, npm, readers_process, tables
 from bench.child import Child, Program
+from bench.openings import Kind
 from bench.processes import cpu_clock, cpu_seconds
-from bench.readers_process import Heard, Kind, latency_of
+from bench.readers_process import Heard, latency_of
 from bench.stories import Flaws
 from fluxora.storage.embedded import EmbeddedServer
 
@@ -82,10 +83,12 @@ def start(
 class Readers:
     """The readers of one server, dealt out to processes; a context manager that ends them."""
 
-    def __init__(self, teller: Teller, kind: Kind, follows: Sequence[Sequence[str]], *, clients: int, log: Path) -> None:
+    def __init__(
+        self, teller: Teller, kind: Kind, follows: Sequence[Sequence[str]], *, log: Path, processes: int = 1
+    ) -> None:
         self.teller = teller
         task = readers_process.Task(port=teller.port, kind=kind)
-        self._children = [Child(readers_process.__name__, task, log=log) for _ in range(clients)]
+        self._children = [Child(readers_process.__name__, task, log=log) for _ in range(processes)]
         self._follows = follows
 
     def __enter__(self) -> Self:
@@ -161,9 +164,7 @@ def play(readers: Readers, commits: Sequence[Sequence[str]], every_ms: float = 0
     for each in commits:
         position += len(each)
         lasts.append(position)
-    wanted = readers_process.Round(
-        events=events, commits=list(zip(lasts, published, strict=True)), within_s=HEAR_S
-    )
+    wanted = readers_process.Round(events=events, commits=list(zip(lasts, published, strict=True)), within_s=HEAR_S)
     heard = readers.hear(wanted)
     cpu_s, database_cpu_s = teller.cpu_s() - cpu_s, teller.database_cpu_s() - database_cpu_s
     flaws, latencies = Flaws(), Counter[int]()
@@ -180,8 +181,3 @@ def play(readers: Readers, commits: Sequence[Sequence[str]], every_ms: float = 0
         span_s=max(0.0, max(one.last_at for one in heard) - published[0]),
         latencies=latencies,
     )
-
-
-def shown(result: Result) -> dict[str, Any]:
-    """For a look at it."""
-    return {"deliveries": result.deliveries, "cpu_s": result.cpu_s, "p99_ms": result.percentile_ms(0.99)}

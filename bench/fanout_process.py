@@ -9,9 +9,10 @@ Says where it serves, and an event of its log as a sample. Then, for each line o
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -65,12 +66,28 @@ class Serving(msgspec.Struct, kw_only=True):
     sample: msgspec.Raw
 
 
+class _NotingCache(StreamCache):
+    """The read cache, which is told of what was committed just before anyone else is.
+
+    (Mostly by the committer, and at times by the feed, where PostgreSQL's notification has overtaken the answer to the
+    commit itself.)
+    """
+
+    noted_at = math.inf
+
+    def forget(self, stream_ids: Iterable[str | None]) -> None:
+        """The feed has read from the log that these have changed."""
+        self.noted_at = min(self.noted_at, time.monotonic())
+        super().forget(stream_ids)
+
+
 class _Committer:
     """Makes commits ready, and carries them out."""
 
-    def __init__(self, store: Store, feed: Feed, lease: int) -> None:
+    def __init__(self, store: Store, feed: Feed, cache: _NotingCache, lease: int) -> None:
         self._store = store
         self._feed = feed
+        self._cache = cache
         self._lease = lease
         self._ledger = FIRST_LEDGER
         self._prepared: list[LedgerBatch] = []
@@ -90,8 +107,9 @@ class _Committer:
         published: list[float] = []
         for nth, batch in enumerate(self._prepared):
             await trio.sleep_until(began + nth * every_s)
+            self._cache.noted_at = math.inf
             appended = await self._store.append([batch], lease=self._lease)
-            published.append(time.monotonic())
+            published.append(min(time.monotonic(), self._cache.noted_at))
             self._feed.publish(appended)
         return {"before": before, "published": published}
 
@@ -103,10 +121,10 @@ def main() -> None:
 
 
 async def _serve(task: Task) -> None:
-    async with _served(task) as (store, feed, port):
+    async with _served(task) as (store, feed, cache, port):
         lease = await store.try_lease()
         assert lease is not None  # nobody else knows the database
-        committer = _Committer(store, feed, lease.number)
+        committer = _Committer(store, feed, cache, lease.number)
         committer.prepare([[stream_id(1)]])
         await committer.commit(0.0)
         position = await store.position()
@@ -122,7 +140,7 @@ async def _serve(task: Task) -> None:
 
 
 @asynccontextmanager
-async def _served(task: Task) -> AsyncIterator[tuple[Store, Feed, int]]:
+async def _served(task: Task) -> AsyncIterator[tuple[Store, Feed, _NotingCache, int]]:
     storage = StorageConfig(database_url=task.database_url)
     await preload(storage, task.streams)
     feed: Feed | None = None
@@ -130,7 +148,7 @@ async def _served(task: Task) -> AsyncIterator[tuple[Store, Feed, int]]:
         open_store(storage, decimals={}, wakeup=lambda: feed.ring() if feed else None) as store,
         trio.open_nursery() as nursery,
     ):
-        cache = StreamCache(store, trusted=lambda: feed is not None and feed.in_touch())
+        cache = _NotingCache(store, trusted=lambda: feed is not None and feed.in_touch())
         feed = Feed(store, cache=cache)
         hub = Hub(store, feed)
         http = HttpConfig(
@@ -155,7 +173,7 @@ async def _served(task: Task) -> AsyncIterator[tuple[Store, Feed, int]]:
         await nursery.start(feed.run)
         await nursery.start(hub.run)
         listening = await nursery.start(partial(serve, backend))
-        yield store, feed, listening.port
+        yield store, feed, cache, listening.port
         nursery.cancel_scope.cancel()
 
 

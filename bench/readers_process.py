@@ -1,12 +1,11 @@
 """Readers of live events: sockets of one process, read as soon as anything comes, and every byte of it checked.
 
-The lines of its input, each of which is answered with one:
-  {"follows": [[stream id, ...], ...]}  open a reader for each ("*": all; of `sse` it is one); answered once each has been
-                                        told that its subscriptions are made
+Each line of its input is answered with one:
+  {"follows": [[stream id, ...], ...]}  open a reader for each ("*": all; of `sse` it is one); answered once each has
+                                        been told that its subscriptions are made
   {"begin": true}                       what comes from now on is a new round; it is read as it comes
-  Round                                 go on reading until all of that has come (or `within_s` is over); the answer
-                                        says what the round was like (Heard)
-  {"seconds": N}                        only answer pings for so long; how many there were, how many readers are left
+  Round                                 go on until that has come, or `within_s` is over: what it was like (Heard)
+  {"seconds": N}                        only answer pings for so long: how many there were, how many readers are left
 """
 
 from __future__ import annotations
@@ -21,26 +20,20 @@ import socket
 import sys
 import time
 from collections import Counter
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from bench.child import say
+from bench.openings import Kind, opened
 from bench.stories import Flaws, Story, chunks, frames, judge
 
 AT_A_TIME = 100  # openings under way
 INPUT = 0
 ONCE = 1 << 16  # bytes read from one reader before the next has its turn
-OPEN_WITHIN_S = 30.0
 LINGER_S = 0.1  # after the last delivery that is due: whatever comes then is one too many
 BUCKETS_PER_E = 50  # latencies are counted in steps of 2 %
 PING, PONG = b"\x89\x00", b"\x8a\x80\0\0\0\0"
-Kind = Literal["ws", "sse"]
-
-UPGRADE = (
-    b"GET /ws/streams HTTP/1.1\r\nhost: 127.0.0.1\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
-    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
 
 
 class Task(msgspec.Struct, kw_only=True):
@@ -122,8 +115,8 @@ class Crowd:
     def open(self, wanted: list[list[str]]) -> dict[str, int]:
         """Open readers."""
         for start in range(0, len(wanted), AT_A_TIME):
-            for sock, follows in _opened(self._task, wanted[start : start + AT_A_TIME]):
-                sock.setblocking(False)
+            for sock, follows in opened(self._task.port, self._task.kind, wanted[start : start + AT_A_TIME]):
+                sock.settimeout(0)
                 self._readers[sock.fileno()] = Reader(sock, follows, self._story(follows))
                 self._epoll.register(sock.fileno(), select.EPOLLIN)
         return {"opened": len(self._readers)}
@@ -261,47 +254,6 @@ def _latencies(samples: list[tuple[Story, int, int, float]], commits: list[tuple
             if when is not None:  # else it is none of this round's, and judged for that
                 counted[bucket(at - when)] += deliveries
     return list(counted.items())
-
-
-def _opened(task: Task, several: list[list[str]]) -> list[tuple[socket.socket, tuple[str, ...]]]:
-    """Connect these, and wait until each is told that it follows what it wants; nothing behind that is read yet."""
-    socks = [socket.create_connection(("127.0.0.1", task.port), OPEN_WITHIN_S) for _ in several]
-    for sock, follows in zip(socks, several, strict=True):
-        where = "" if follows == ["*"] else f"?streamId={follows[0]}"
-        sse = f"GET /api/events/stream{where} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
-        sock.sendall(UPGRADE if task.kind == "ws" else sse)
-    for sock, follows in zip(socks, several, strict=True):
-        head = _until(sock, b"\r\n\r\n")
-        if not head.startswith(b"HTTP/1.1 101 " if task.kind == "ws" else b"HTTP/1.1 200 "):
-            raise ConnectionError(f"the server refused a reader: {head[:200]!r}")
-        if task.kind == "sse":
-            _until(sock, b"\n\n\r\n")  # the chunk that says where the stream begins
-        else:
-            sock.sendall(b"".join(map(_subscribe, follows, [False] * (len(follows) - 1) + [True])))
-    if task.kind == "ws":
-        for sock in socks:
-            _until(sock, b'"recovered":false}')
-    return [(sock, tuple(follows)) for sock, follows in zip(socks, several, strict=True)]
-
-
-def _subscribe(stream_id: str, last: bool) -> bytes:  # noqa: FBT001 (of map)
-    message = {"type": "subscribe", "streamId": stream_id, **({"ref": "last"} if last else {})}
-    payload = json.dumps(message).encode()
-    assert len(payload) <= 125
-    return b"\x81" + bytes((0x80 | len(payload),)) + b"\0\0\0\0" + payload  # the mask is zero
-
-
-def _until(sock: socket.socket, end: bytes) -> bytes:
-    """Read up to `end` and not a byte further."""
-    received = b""
-    while end not in received:
-        seen = sock.recv(4096, socket.MSG_PEEK)
-        if not seen:
-            raise ConnectionError(f"the server closed a reader that was opening, after {received[-200:]!r}")
-        found = (received + seen).find(end)
-        take = len(seen) if found < 0 else found + len(end) - len(received)
-        received += sock.recv(take)
-    return received
 
 
 if __name__ == "__main__":

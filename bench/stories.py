@@ -1,8 +1,8 @@
 """What readers of live events were told, byte for byte: the check that no delivery is lost, doubled or out of place.
 
-Readers with the same subscriptions must be told the same. So the one who is furthest has its bytes read, frame by frame;
-those of the others are compared with them, which costs next to nothing and sees each bit that differs. A reader whose
-bytes differ gets a story of its own, and that is judged.
+Readers with the same subscriptions must be told the same. So the one who is furthest has its bytes read, frame by
+frame; those of the others are compared with them, which costs next to nothing and sees each bit that differs. A reader
+whose bytes differ gets a story of its own, and that is judged.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -144,6 +145,6 @@ def judge(told: Sequence[int], due: Sequence[int]) -> Flaws:
     return Flaws(
         lost=len(wanted - counts.keys()),
         doubled=sum(count - 1 for position, count in counts.items() if position in wanted),
-        disordered=sum(later < earlier for earlier, later in zip(inside, inside[1:], strict=False)),
+        disordered=sum(later < earlier for earlier, later in pairwise(inside)),
         strange=len(told) - len(inside),
     )

@@ -1,0 +1,167 @@
+"""One case of a fan-out benchmark: the same readers on both servers, rounds that alternate, and what is judged of them.
+
+The baseline has no database. So the commits of a case are also carried out once without a reader, and what they cost is
+taken off: `fan-out alone` is what telling costs, `with the commits` what the server's process used in all.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from bench.fanout import Readers, Result, Teller, percentile_ms, play
+from bench.harness import Run
+from bench.openings import Kind
+from bench.stories import Flaws
+
+LEAST_BURST_RATIO = 10.0
+LEAST_PACED_RATIO = 1.2
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """How much; `modes` reads them."""
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of each side (5 for the real thing)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a paced round (5 for the real thing)")
+    parser.add_argument("--burst", type=int, default=100, help="events that are committed together")
+    parser.add_argument("--rate", type=int, default=25_000, help="deliveries a second when paced")
+    parser.add_argument("--processes", type=int, default=1, help="processes that read")
+
+
+class Mode(msgspec.Struct, frozen=True, kw_only=True):
+    """What is published in a round: the commits, each the stream ids of its events, and how far apart they are.
+
+    `least_ratio`: of our deliveries per CPU second to the baseline's.
+    """
+
+    name: str
+    commits: Sequence[Sequence[str]]
+    every_ms: float
+    least_ratio: float
+
+
+def modes(options: argparse.Namespace, told: Sequence[str], reached: int) -> list[Mode]:
+    """Both ways to publish; `reached` are the readers of one event."""
+    per_second = max(1.0, options.rate / max(1, reached))
+    paced = max(2, round(per_second * options.seconds))
+    return [
+        Mode(
+            name=f"burst of {options.burst}",
+            commits=[[told[nth % len(told)] for nth in range(options.burst)]],
+            every_ms=0.0,
+            least_ratio=LEAST_BURST_RATIO,
+        ),
+        Mode(
+            name=f"paced, {per_second:.3g} a second",
+            commits=[[told[nth % len(told)]] for nth in range(paced)],
+            every_ms=1e3 / per_second,
+            least_ratio=LEAST_PACED_RATIO,
+        ),
+    ]
+
+
+@dataclass
+class Case:
+    """Who reads, and how that went. `processes`: those that the readers of one server are dealt out to."""
+
+    title: str
+    kind: Kind
+    follows: Sequence[Sequence[str]]
+    folder: Path
+    processes: int = 1
+    flaws: Flaws = field(default_factory=Flaws)
+    gone: int = 0
+
+    def run(self, run: Run, tellers: tuple[Teller, Teller], modes: Sequence[Mode], rounds: int) -> None:
+        """Measure and judge."""
+        with run.stage(f"{self.title}: the commits alone"), self._readers(tellers[0], []) as nobody:
+            play(nobody, modes[0].commits)  # warms up
+            alone = {mode.name: _Found.of([self._play(nobody, mode) for _ in range(rounds)]) for mode in modes}
+        with (
+            run.stage(f"{self.title}: open {len(self.follows)} readers on each"),
+            self._readers(tellers[0], self.follows) as ours,
+            self._readers(tellers[1], self.follows) as theirs,
+        ):
+            for mode in modes:
+                with run.stage(f"{self.title}, {mode.name}"):
+                    heard: dict[str, list[Result]] = {teller.name: [] for teller in tellers}
+                    for number in range(rounds + 1):
+                        for readers in (ours, theirs) if number % 2 else (theirs, ours):
+                            result = self._play(readers, mode)
+                            if number:  # the first one warms up
+                                heard[readers.teller.name].append(result)
+                sides = {name: _Found.of(results) for name, results in heard.items()}
+                _judge(run, f"{self.title}, {mode.name}", mode, sides, alone[mode.name])
+        run.equal(f"lost, doubled, out of order or not theirs, {self.title}", self.flaws.total, 0)
+        if self.flaws.total:
+            run.note(f"{self.title}: {self.flaws}")
+        run.equal(f"readers whose connection ended, {self.title}", self.gone, 0)
+
+    def _readers(self, teller: Teller, follows: Sequence[Sequence[str]]) -> Readers:
+        log = self.folder / f"readers-of-{teller.name}.log"
+        return Readers(teller, self.kind, follows, log=log, processes=self.processes)
+
+    def _play(self, readers: Readers, mode: Mode) -> Result:
+        result = play(readers, mode.commits, mode.every_ms)
+        self.flaws.add(result.flaws)
+        self.gone = max(self.gone, result.gone)
+        return result
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The rounds of one side: medians, and the latencies of all of them."""
+
+    deliveries: float
+    cpu_s: float
+    database_cpu_s: float
+    span_s: float
+    readers_busy: float  # their share of a core while they were told
+    latencies: Counter[int]
+
+    @classmethod
+    def of(cls, results: Sequence[Result]) -> _Found:
+        latencies: Counter[int] = Counter()
+        for result in results:
+            latencies.update(result.latencies)
+        return cls(
+            deliveries=median(result.deliveries for result in results),
+            cpu_s=median(result.cpu_s for result in results),
+            database_cpu_s=median(result.database_cpu_s for result in results),
+            span_s=median(result.span_s for result in results),
+            readers_busy=median(result.readers_cpu_s / max(result.span_s, 1e-9) for result in results),
+            latencies=latencies,
+        )
+
+
+def _judge(run: Run, title: str, mode: Mode, sides: dict[str, _Found], alone: _Found) -> None:
+    """`sides` are ours and the baseline's, by name; `alone` is what the commits cost with no reader."""
+    (ours, theirs), (_, baseline) = sides.values(), sides
+    commits = len(mode.commits)
+    fan_out_cpu_s = max(ours.cpu_s - alone.cpu_s, 1e-4)
+    baseline_rate = theirs.deliveries / theirs.cpu_s
+    name = f"{title}, deliveries per CPU second"
+    ratio = run.compare(
+        f"{name}, fan-out alone",
+        ours=ours.deliveries / fan_out_cpu_s,
+        baseline=baseline_rate,
+        baseline_name=baseline,
+        unit="/s",
+    )
+    run.figure(f"{name}, with the commits", ours.deliveries / ours.cpu_s, "/s")
+    run.figure(f"{name}, with the commits, ratio", ours.deliveries / ours.cpu_s / baseline_rate, "x")
+    run.figure(f"{title}, the server's CPU of a commit alone", alone.cpu_s / commits * 1e3, "ms")
+    run.figure(f"{title}, PostgreSQL's CPU of a commit", alone.database_cpu_s / commits * 1e3, "ms")
+    for side, found in (("", ours), (f", baseline {baseline}", theirs)):
+        run.figure(f"{title}, p50 from publishing to a reader{side}", percentile_ms(found.latencies, 0.50), "ms")
+        run.figure(f"{title}, p99 from publishing to a reader{side}", percentile_ms(found.latencies, 0.99), "ms")
+        run.figure(f"{title}, deliveries per second{side}", found.deliveries / max(found.span_s, 1e-9), "/s")
+        run.figure(f"{title}, readers' share of a core{side}", found.readers_busy, "cores")
+    run.goal(f"deliveries per CPU second, fan-out alone, ratio, {title}", ratio, mode.least_ratio)
+    p99 = percentile_ms(ours.latencies, 0.99) / percentile_ms(theirs.latencies, 0.99)
+    run.goal_at_most(f"p99, ratio, {title}", p99, 1.0)
