@@ -16,6 +16,8 @@ from bench.fanout_case import Case, add_options, modes
 from bench.harness import Run
 from bench.scenarios.ws_fanout import CORES, SHAPES, STREAMS, who_follows
 
+LEAST_BURST_RATIO = 3.0  # Node's http gathers by itself what is written to a response in one turn
+
 
 class Sse:
     """Deliveries per CPU second and their latency over event streams, ours and the predecessor's."""
@@ -50,4 +52,6 @@ class Sse:
                 for shape in options.shapes:
                     follows, told = who_follows(shape, count)
                     case = Case(f"{count} event streams, {SHAPES[shape]}", "sse", follows, folder, options.processes)
-                    case.run(run, tellers, modes(options, told, count), options.rounds)
+                    case.run(
+                        run, tellers, modes(options, told, count, least_burst_ratio=LEAST_BURST_RATIO), options.rounds
+                    )
