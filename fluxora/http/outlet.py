@@ -80,7 +80,7 @@ class Outlet(ABC):
         connection = self.connection
         if self._closing or not connection.offer(data):
             return False
-        if connection.offered_bytes and not self._flushing:
+        if not connection.at_once and connection.offered_bytes and not self._flushing:
             self._flushing = True
             self._shared.attend(connection, self._flush)
         return True
