@@ -130,6 +130,7 @@ class Result(msgspec.Struct, kw_only=True):
 
     deliveries: int
     flaws: Flaws
+    differing: int  # readers that were told other bytes than those with the same subscriptions
     gone: int
     cpu_s: float
     database_cpu_s: float
@@ -174,6 +175,7 @@ def play(readers: Readers, commits: Sequence[Sequence[str]], every_ms: float = 0
     return Result(
         deliveries=sum(one.deliveries for one in heard),
         flaws=flaws,
+        differing=sum(one.differing for one in heard),
         gone=sum(one.gone for one in heard),
         cpu_s=cpu_s,
         database_cpu_s=database_cpu_s,

@@ -76,6 +76,7 @@ class Case:
     folder: Path
     processes: int = 1
     flaws: Flaws = field(default_factory=Flaws)
+    differing: int = 0
     gone: int = 0
 
     def run(self, run: Run, tellers: tuple[Teller, Teller], modes: Sequence[Mode], rounds: int) -> None:
@@ -101,6 +102,7 @@ class Case:
         run.equal(f"{self.title}: lost, doubled, out of order or not theirs", self.flaws.total, 0)
         if self.flaws.total:
             run.note(f"{self.title}: {self.flaws}")
+        run.equal(f"{self.title}: told other bytes than the rest", self.differing, 0)
         run.equal(f"{self.title}: connections that ended", self.gone, 0)
 
     def _readers(self, teller: Teller, follows: Sequence[Sequence[str]]) -> Readers:
@@ -110,6 +112,7 @@ class Case:
     def _play(self, readers: Readers, mode: Mode) -> Result:
         result = play(readers, mode.commits, mode.every_ms)
         self.flaws.add(result.flaws)
+        self.differing += result.differing
         self.gone = max(self.gone, result.gone)
         return result
 

@@ -55,11 +55,15 @@ class Round(msgspec.Struct, kw_only=True):
 
 
 class Heard(msgspec.Struct, kw_only=True):
-    """What a round was like; `latencies`: deliveries by bucket (`bucket` below), from publishing to here."""
+    """What a round was like; `latencies`: deliveries by bucket (`bucket` below), from publishing to here.
+
+    `differing`: readers that were told other bytes than the first one with the same subscriptions.
+    """
 
     deliveries: int
     due: int
     flaws: Flaws
+    differing: int
     gone: int  # readers whose connection has ended
     last_at: float
     cpu_s: float  # of this process, since the round began
@@ -162,16 +166,18 @@ class Crowd:
         flaws = Flaws()
         alike = Counter((id(reader.story), reader.follows, reader.told) for reader in self._readers.values())
         stories = {id(reader.story): reader.story for reader in self._readers.values()}
+        shared = {id(story) for story in self._stories.values()}
         for (which, follows, told), readers in alike.items():
             flaws.add(judge(stories[which].positions[:told], due_of[follows]), readers)
         return Heard(
             deliveries=self._heard,
             due=due,
             flaws=flaws,
+            differing=sum(id(reader.story) not in shared for reader in self._readers.values()),
             gone=sum(reader.gone for reader in self._readers.values()),
             last_at=max((at for *_, at in self._samples), default=0.0),
             cpu_s=cpu_s,
-            latencies=_latencies(self._samples, wanted.commits),
+            latencies=_latencies(self._samples, wanted),
         )
 
     def _read(self, timeout_s: float) -> bool:
@@ -243,18 +249,20 @@ def _due(follows: tuple[str, ...], wanted: Round) -> list[int]:
     return [position for position, stream_id in wanted.events if stream_id in follows or "*" in follows]
 
 
-def _latencies(samples: list[tuple[Story, int, int, float]], commits: list[tuple[int, float]]) -> list[tuple[int, int]]:
+def _latencies(samples: list[tuple[Story, int, int, float]], wanted: Round) -> list[tuple[int, int]]:
+    published: dict[int, float] = {}
+    commits = iter(wanted.commits)
+    last, when = next(commits)
+    for position, _ in wanted.events:
+        while position > last:
+            last, when = next(commits)
+        published[position] = when
     counted: Counter[int] = Counter()
-    published = {}
-    before = commits[0][0] - 1 if commits else 0
-    for last, at in commits:
-        published.update(dict.fromkeys(range(min(before, last - 1) + 1, last + 1), at))
-        before = last
     for story, start, end, at in samples:
         since = Counter(published.get(position) for position in story.positions[start:end])
-        for when, deliveries in since.items():
-            if when is not None:  # else it is none of this round's, and judged for that
-                counted[bucket(at - when)] += deliveries
+        for began, deliveries in since.items():
+            if began is not None:  # else it is none of this round's, and judged for that
+                counted[bucket(at - began)] += deliveries
     return list(counted.items())
 
 
