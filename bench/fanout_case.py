@@ -23,6 +23,7 @@ from bench.openings import Kind
 from bench.stories import Flaws
 
 LEAST_PACED_RATIO = 1.2
+MOST_PACED = 50.0  # commits a second: one is made after the other, and a pace is one that can be held
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ class Mode(msgspec.Struct, frozen=True, kw_only=True):
 
 def modes(options: argparse.Namespace, told: Sequence[str], reached: int, *, least_burst_ratio: float) -> list[Mode]:
     """Both ways to publish events of the streams `told`; `reached` is how many readers each of them has."""
-    per_second = max(1.0, options.rate / max(1, reached))
+    per_second = min(MOST_PACED, options.rate / max(1, reached))
     paced = max(2, round(per_second * options.seconds))
     return [
         Mode(

@@ -29,7 +29,7 @@ FLOOD = 40  # events of a commit that only the stalled reader follows: it has en
 MOST_STALLED_RATIO = 1.5
 CLOSE_WITHIN_S = 30.0
 SLOW_CONSUMER = 4001
-LEAST_BURST_RATIO = 10.0
+LEAST_BURST_RATIO = {"one": 10.0, "twenty": 10.0, "all": 10.0, "own": 3.0}  # of `own`, a reader gets a tenth of a burst
 SHAPES = {
     "one": "1 stream",  # that all follow
     "twenty": f"{SUBSCRIPTIONS} streams",  # the same
@@ -73,7 +73,10 @@ class WsFanout:
                     case = Case(f"{count} sockets, {SHAPES[shape]}", "ws", follows, folder, options.processes)
                     reached = sum(told[0] in one or one == ["*"] for one in follows)
                     case.run(
-                        run, tellers, modes(options, told, reached, least_burst_ratio=LEAST_BURST_RATIO), options.rounds
+                        run,
+                        tellers,
+                        modes(options, told, reached, least_burst_ratio=LEAST_BURST_RATIO[shape]),
+                        options.rounds,
                     )
             if options.healthy:
                 _beside_a_stalled_one(run, tellers[0], folder)

@@ -19,6 +19,7 @@ from fluxora.protocol.sockets import Selector
 if TYPE_CHECKING:
     from fluxora.actors.catch_up import CatchUp
 
+Hit = tuple[int, ...]
 SubscriberProtocol = Literal["v2", "broadcast", "sse", "sse_chunked"]
 DropReason = Literal["slow"]
 
@@ -68,20 +69,22 @@ class Member:
 
 
 class _Batch:
-    """Events on their way out. `due` are those who have not been offered theirs, with what they are to get: a bit for
-    each of the selectors that were hit, in their order in `hits`.
+    """Events on their way out. `due` are those who have not been offered theirs, with the selectors of theirs that were
+    hit, as places in `hits`: numbers, since a selector is dear to look up.
     """
 
     def __init__(self, events: Sequence[LogEvent], hits: dict[Selector, list[int]]) -> None:
-        self.due: dict[Subscriber, int] = {}
+        self.due: dict[Subscriber, Hit] = {}
         self._events = events
         self._hits = list(hits.values())
         self._framed: dict[SubscriberProtocol, list[bytes | None]] = {}
 
-    def piece(self, protocol: SubscriberProtocol, hit: int) -> tuple[bytes, int]:
-        """What matches any of the selectors in `hit`, in position order and joined, and how many events that is."""
-        matched = [places for nth, places in enumerate(self._hits) if hit >> nth & 1]
-        wanted = matched[0] if len(matched) == 1 else sorted({at for places in matched for at in places})
+    def piece(self, protocol: SubscriberProtocol, hit: Hit) -> tuple[bytes, int]:
+        """What matches any of those selectors, in position order and joined, and how many events that is."""
+        if len(hit) == 1:
+            wanted: Iterable[int] = self._hits[hit[0]]
+        else:
+            wanted = sorted({at for place in hit for at in self._hits[place]})
         framed = self._framed.get(protocol)
         if framed is None:
             framed = self._framed[protocol] = [None] * len(self._events)
@@ -178,28 +181,32 @@ class Audience:
             batch.due.update(dict.fromkeys(subscribers, hit))
         return self._serve(batch, groups, at_once)
 
-    def _groups(self, hits: Iterable[Selector]) -> dict[tuple[SubscriberProtocol, int], list[Subscriber]]:
-        """Subscribers by what they are to get: their protocol and the selectors of theirs that were hit, as bits."""
+    def _groups(self, hits: Iterable[Selector]) -> dict[tuple[SubscriberProtocol, Hit], list[Subscriber]]:
+        """Subscribers by what they are to get: their protocol and the selectors of theirs that were hit."""
         followed: dict[SubscriberProtocol, list[tuple[int, dict[Subscriber, None]]]] = {}
-        for nth, selector in enumerate(hits):
+        for place, selector in enumerate(hits):
             for protocol, followers in self._followers[selector].items():
-                followed.setdefault(protocol, []).append((1 << nth, followers))
-        groups: dict[tuple[SubscriberProtocol, int], list[Subscriber]] = {}
+                followed.setdefault(protocol, []).append((place, followers))
+        groups: dict[tuple[SubscriberProtocol, Hit], list[Subscriber]] = {}
         for protocol, several in followed.items():
             if len(several) == 1:  # as ever so often: then nobody has to be looked at
-                ((bit, followers),) = several
-                groups[protocol, bit] = list(followers)
+                ((place, followers),) = several
+                groups[protocol, (place,)] = list(followers)
                 continue
-            hit_of: dict[Subscriber, int] = {}
-            for bit, followers in several:
+            hit_of: dict[Subscriber, list[int]] = {}
+            for place, followers in several:
                 for subscriber in followers:
-                    hit_of[subscriber] = hit_of.get(subscriber, 0) | bit
-            for subscriber, hit in hit_of.items():
-                groups.setdefault((protocol, hit), []).append(subscriber)
+                    found = hit_of.get(subscriber)
+                    if found is None:
+                        hit_of[subscriber] = [place]
+                    else:
+                        found.append(place)
+            for subscriber, found in hit_of.items():
+                groups.setdefault((protocol, tuple(found)), []).append(subscriber)
         return groups
 
     def _serve(
-        self, batch: _Batch, groups: dict[tuple[SubscriberProtocol, int], list[Subscriber]], at_once: int
+        self, batch: _Batch, groups: dict[tuple[SubscriberProtocol, Hit], list[Subscriber]], at_once: int
     ) -> Iterator[None]:
         due, left = batch.due, at_once
         for (protocol, hit), subscribers in groups.items():
