@@ -86,13 +86,21 @@ class Program:
         Raises:
             ChildFailed: it ended or said nothing in time.
         """
+        self.tell(question)
+        return self.read(within_s=within_s)
+
+    def tell(self, line: object) -> None:
+        """Write one line of its input.
+
+        Raises:
+            ChildFailed: it ended.
+        """
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(msgspec.json.encode(question) + b"\n")
+            self._process.stdin.write(msgspec.json.encode(line) + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise ChildFailed(f"{self.name} ended with {self._process.wait()}: {self._last_words()}") from error
-        return self.read(within_s=within_s)
 
     def stop(self) -> None:
         """End its input and wait for it; kill it when it does not end."""

@@ -55,7 +55,7 @@ def main() -> None:
 
 async def _serve(task: Task) -> None:
     storage = StorageConfig(database_url=task.database_url)
-    await _preload(storage, task.streams)
+    await preload(storage, task.streams)
     async with fluxora.open_runtime(_config(task, storage)) as runtime:
         say(Serving(port=runtime.port))
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
@@ -71,7 +71,7 @@ def _config(task: Task, storage: StorageConfig) -> Config:
     return Config(storage=storage, http=HttpConfig(port=0, limits=limits, **bounds))
 
 
-async def _preload(storage: StorageConfig, streams: int) -> None:
+async def preload(storage: StorageConfig, streams: int) -> None:
     """Record the creation of streams 1 to `streams`, as ingest does."""
     async with open_store(storage, decimals={}) as store:
         await migrate(store)

@@ -8,7 +8,9 @@ from bench.scenarios.decode import Decode
 from bench.scenarios.ingest import Ingest
 from bench.scenarios.rest import Rest
 from bench.scenarios.slow_clients import SlowClients
+from bench.scenarios.sse import Sse
+from bench.scenarios.ws_connections import WsConnections
+from bench.scenarios.ws_fanout import WsFanout
 
-SCENARIOS: dict[str, Scenario] = {
-    scenario.name: scenario for scenario in (Decode(), Ingest(), ContractScenario(), SlowClients(), Rest())
-}
+_ALL = (Decode(), Ingest(), ContractScenario(), SlowClients(), Rest(), WsConnections(), WsFanout(), Sse())
+SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

@@ -19,6 +19,7 @@ from fluxora.protocol.sockets import Selector
 if TYPE_CHECKING:
     from fluxora.actors.catch_up import CatchUp
 
+Hit = tuple[int, ...]
 SubscriberProtocol = Literal["v2", "broadcast", "sse", "sse_chunked"]
 DropReason = Literal["slow"]
 
@@ -68,20 +69,22 @@ class Member:
 
 
 class _Batch:
-    """Events on their way out: `due` are those who have not been offered theirs, with the selectors that were hit."""
+    """Events on their way out. `due` are those who have not been offered theirs, with the selectors of theirs that were
+    hit, as places in `hits`: numbers, since a selector is dear to look up.
+    """
 
     def __init__(self, events: Sequence[LogEvent], hits: dict[Selector, list[int]]) -> None:
-        self.due: dict[Subscriber, tuple[Selector, ...]] = {}
+        self.due: dict[Subscriber, Hit] = {}
         self._events = events
-        self._hits = hits
+        self._hits = list(hits.values())
         self._framed: dict[SubscriberProtocol, list[bytes | None]] = {}
 
-    def piece(self, protocol: SubscriberProtocol, selectors: tuple[Selector, ...]) -> tuple[bytes, int]:
-        """What matches any of `selectors`, in position order and joined, and how many events that is."""
-        if len(selectors) == 1:
-            wanted: Iterable[int] = self._hits[selectors[0]]
+    def piece(self, protocol: SubscriberProtocol, hit: Hit) -> tuple[bytes, int]:
+        """What matches any of those selectors, in position order and joined, and how many events that is."""
+        if len(hit) == 1:
+            wanted: Iterable[int] = self._hits[hit[0]]
         else:
-            wanted = sorted({at for selector in selectors for at in self._hits[selector]})
+            wanted = sorted({at for place in hit for at in self._hits[place]})
         framed = self._framed.get(protocol)
         if framed is None:
             framed = self._framed[protocol] = [None] * len(self._events)
@@ -100,13 +103,14 @@ class Audience:
         self.members: dict[Subscriber, Member] = {}
         self.told = 0  # events times those who were offered them
         self._drop = drop
-        self._followers: dict[Selector, dict[Subscriber, None]] = {}  # served in the order in which they came
+        # Apart by protocol, since those of one are told the same; served in the order in which they came.
+        self._followers: dict[Selector, dict[SubscriberProtocol, dict[Subscriber, None]]] = {}
         self._batch: _Batch | None = None
 
     @property
     def subscriptions(self) -> int:
         """How many there are, over all subscribers."""
-        return sum(map(len, self._followers.values()))
+        return sum(len(each) for by_protocol in self._followers.values() for each in by_protocol.values())
 
     def join(self, subscriber: Subscriber) -> None:
         """Take it in. Of whoever has not joined, or has left, nothing is remembered."""
@@ -118,7 +122,7 @@ class Audience:
         if member is None:
             return
         member.live[selector] = min(after, member.live.get(selector, after))
-        self._followers.setdefault(selector, {})[subscriber] = None
+        self._followers.setdefault(selector, {}).setdefault(subscriber.protocol, {})[subscriber] = None
 
     def unfollow(self, subscriber: Subscriber, selector: Selector, head: int) -> None:
         """From the next batch on; what is due of this one, which ends at `head`, is offered now."""
@@ -146,16 +150,24 @@ class Audience:
             self._remove(subscriber, selector)
 
     def _remove(self, subscriber: Subscriber, selector: Selector) -> None:
-        followers = self._followers.get(selector)
-        if followers is not None:
-            followers.pop(subscriber, None)
-            if not followers:
+        by_protocol = self._followers.get(selector)
+        if by_protocol is None:
+            return
+        followers = by_protocol.get(subscriber.protocol)
+        if followers is None:
+            return
+        followers.pop(subscriber, None)
+        if not followers:
+            del by_protocol[subscriber.protocol]
+            if not by_protocol:
                 del self._followers[selector]
 
-    def deal_out(self, events: Sequence[LogEvent], selectors: Sequence[tuple[Selector, ...]]) -> Iterator[int]:
+    def deal_out(
+        self, events: Sequence[LogEvent], selectors: Sequence[tuple[Selector, ...]], *, at_once: int
+    ) -> Iterator[None]:
         """Begin a batch; `selectors` are what each event matches. What was due of the one before goes out first.
 
-        Every step of the iterator offers one subscriber its piece; it yields how many have been served.
+        Every step of the iterator offers up to `at_once` subscribers their piece.
         """
         self.finish()
         hits: dict[Selector, list[int]] = {}
@@ -166,41 +178,49 @@ class Audience:
         batch = self._batch = _Batch(events, hits)
         groups = self._groups(hits)
         for (_, hit), subscribers in groups.items():
-            for subscriber in subscribers:
-                batch.due[subscriber] = hit
-        return self._serve(batch, groups)
+            batch.due.update(dict.fromkeys(subscribers, hit))
+        return self._serve(batch, groups, at_once)
 
-    def _groups(
-        self, hits: dict[Selector, list[int]]
-    ) -> dict[tuple[SubscriberProtocol, tuple[Selector, ...]], list[Subscriber]]:
+    def _groups(self, hits: Iterable[Selector]) -> dict[tuple[SubscriberProtocol, Hit], list[Subscriber]]:
         """Subscribers by what they are to get: their protocol and the selectors of theirs that were hit."""
-        hit_of: dict[Subscriber, list[Selector]] = {}
-        for selector in hits:
-            for subscriber in self._followers[selector]:
-                found = hit_of.get(subscriber)
-                if found is None:
-                    hit_of[subscriber] = [selector]
-                else:
-                    found.append(selector)
-        groups: dict[tuple[SubscriberProtocol, tuple[Selector, ...]], list[Subscriber]] = {}
-        for subscriber, found in hit_of.items():
-            groups.setdefault((subscriber.protocol, tuple(found)), []).append(subscriber)
+        followed: dict[SubscriberProtocol, list[tuple[int, dict[Subscriber, None]]]] = {}
+        for place, selector in enumerate(hits):
+            for protocol, followers in self._followers[selector].items():
+                followed.setdefault(protocol, []).append((place, followers))
+        groups: dict[tuple[SubscriberProtocol, Hit], list[Subscriber]] = {}
+        for protocol, several in followed.items():
+            if len(several) == 1:  # as ever so often: then nobody has to be looked at
+                ((place, followers),) = several
+                groups[protocol, (place,)] = list(followers)
+                continue
+            hit_of: dict[Subscriber, list[int]] = {}
+            for place, followers in several:
+                for subscriber in followers:
+                    found = hit_of.get(subscriber)
+                    if found is None:
+                        hit_of[subscriber] = [place]
+                    else:
+                        found.append(place)
+            for subscriber, found in hit_of.items():
+                groups.setdefault((protocol, tuple(found)), []).append(subscriber)
         return groups
 
     def _serve(
-        self, batch: _Batch, groups: dict[tuple[SubscriberProtocol, tuple[Selector, ...]], list[Subscriber]]
-    ) -> Iterator[int]:
-        served = 0
+        self, batch: _Batch, groups: dict[tuple[SubscriberProtocol, Hit], list[Subscriber]], at_once: int
+    ) -> Iterator[None]:
+        due, left = batch.due, at_once
         for (protocol, hit), subscribers in groups.items():
             piece: tuple[bytes, int] | None = None
             for subscriber in subscribers:
-                if batch.due.pop(subscriber, None) is None:
+                if due.pop(subscriber, None) is None:
                     continue  # it left, or had its piece early
                 if piece is None:
                     piece = batch.piece(protocol, hit)
                 self._give(subscriber, piece)
-                served += 1
-                yield served
+                left -= 1
+                if not left:
+                    left = at_once
+                    yield
 
     def settle(self, subscriber: Subscriber) -> None:
         """Offer now what is due to it of the batch that is on its way out."""

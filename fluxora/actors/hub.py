@@ -135,9 +135,8 @@ class Hub:
             selectors = [self._parties.selectors(event) for event in part]
             self._advance(part)
             try:
-                for served in self._audience.deal_out(part, selectors):
-                    if served % FAIR_EVERY == 0:
-                        await trio.lowlevel.checkpoint()
+                for _ in self._audience.deal_out(part, selectors, at_once=FAIR_EVERY):
+                    await trio.lowlevel.checkpoint()
             finally:
                 self._audience.finish()
             await trio.lowlevel.checkpoint()

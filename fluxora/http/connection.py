@@ -54,6 +54,7 @@ class Connection(trio.abc.HalfCloseableStream):
     a timer for each request. `idle`: no byte of a request is here; `overdue`: it was cancelled for a head that is late.
     `outlet` is what the connection became by an answer that goes on, and gets all that is received from then on; the
     connection is its line, and needs a `keeper` for that.
+    `at_once`: it is open, nothing is queued and nobody is sending, so that a frame would go straight to the kernel.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Connection(trio.abc.HalfCloseableStream):
         self.overdue = False
         self.outlet: WebSocket | EventStream | None = None
         self._keeper = keeper
+        self.at_once = True
         self._transport = transport
         self._max_offered = max_offered_bytes
         self._write_timeout_s = write_timeout_s
@@ -140,8 +142,7 @@ class Connection(trio.abc.HalfCloseableStream):
     def offer_last(self, frame: bytes) -> None:
         """Write or queue what is said before the end, even where the queue is full. Nothing if the peer is gone."""
         if not self.offer(frame) and not (self._closed or self._broken):
-            self._offered.add(frame)
-            self._offered_any.set()
+            self._queue(frame)
 
     def offer(self, frame: bytes) -> bool:
         """Write `frame` now as far as the kernel takes it and queue the rest; False if the peer is gone or too slow.
@@ -149,31 +150,33 @@ class Connection(trio.abc.HalfCloseableStream):
         A refused frame is refused whole, so what was accepted before it stays in frame order. A queued rest goes out by
         `flush_forever` or with the next `send_all`.
         """
-        if self._closed or self._broken:
-            return False
-        if self._offered or self._sending.locked():
-            return self._enqueue(frame)
+        if not self.at_once:  # asked first and alone: it is all that most of very many offers have to know
+            return not (self._closed or self._broken) and self._enqueue(frame)
         try:
             sent = os.write(self._fd, frame)
         except BlockingIOError:
-            sent = 0
+            return self._enqueue(frame)
         except OSError:
-            self._broken = True
+            self._break()
             return False
-        if sent == len(frame):
-            return True
-        if sent:  # the beginning is out, so the rest must follow whatever the bound says
-            self._offered.add(frame[sent:])
-            self._offered_any.set()
-            return True
-        return self._enqueue(frame)
+        if sent != len(frame):  # the beginning is out, so the rest must follow whatever the bound says
+            self._queue(frame[sent:])
+        return True
 
     def _enqueue(self, frame: bytes) -> bool:
         if self.offered_bytes + len(frame) > self._max_offered:
             return False
-        self._offered.add(frame)
-        self._offered_any.set()
+        self._queue(frame)
         return True
+
+    def _queue(self, data: bytes) -> None:
+        self.at_once = False
+        self._offered.add(data)
+        self._offered_any.set()
+
+    def _break(self) -> None:
+        self._broken = True
+        self.at_once = False
 
     async def flush_forever(self) -> None:
         """Write what was offered, as it comes; run by whoever offers, and cancelled with it.
@@ -194,11 +197,13 @@ class Connection(trio.abc.HalfCloseableStream):
         """
         async with self._sending:
             self._check_open()
+            self.at_once = False
             await self._send_offered()
             await self._send(data)
             await self._send_offered()  # meanwhile
             if self._offered_any.is_set():  # an unset one may have the flusher waiting on it
                 self._offered_any = trio.Event()
+            self.at_once = not (self._closed or self._broken)  # for who waits to send goes behind what is offered
 
     async def _send_offered(self) -> None:
         while self._offered:
@@ -213,12 +218,12 @@ class Connection(trio.abc.HalfCloseableStream):
                         await self._transport.send_all(view[start : start + _SLICE])
                 self._leaving = 0
         except trio.TooSlowError as error:
-            self._broken = True
+            self._break()
             # Or the kernel would keep what the peer does not read, long after the connection is closed here.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             raise trio.BrokenResourceError("the peer reads nothing") from error
         except BaseException:
-            self._broken = True
+            self._break()
             raise
 
     def _check_open(self) -> None:
@@ -269,7 +274,7 @@ class Connection(trio.abc.HalfCloseableStream):
         except BlockingIOError:
             raise trio.WouldBlock from None
         except OSError as error:
-            self._broken = True
+            self._break()
             raise trio.BrokenResourceError("the peer reset the connection") from error
         if not data:
             self._ended = True
@@ -291,7 +296,7 @@ class Connection(trio.abc.HalfCloseableStream):
         if self._closed:
             await trio.lowlevel.checkpoint()
             return
-        self._closed = True
+        self._closed, self.at_once = True, False
         trio.lowlevel.notify_closing(self.socket)  # whoever waits to read gets ClosedResourceError
         try:
             if not (self._broken or self._ended):
@@ -312,7 +317,7 @@ class Connection(trio.abc.HalfCloseableStream):
 
     def abort(self) -> None:
         """Close at once and without a word; whoever waits on the stream gets ClosedResourceError."""
-        self._closed = True
+        self._closed, self.at_once = True, False
         self._offered.clear()  # the connection and what it became know each other, and so stay for a while
         self.socket.close()
         self._fd = -1  # the number may be another file's at once

@@ -83,6 +83,11 @@ class HostedLine:
     # -- what the outlet asks for ----------------------------------------------------------------------------------
 
     @property
+    def at_once(self) -> bool:
+        """Never: everything is queued first."""
+        return False
+
+    @property
     def offered_bytes(self) -> int:
         """What was offered and is not on its way yet, and the piece that is."""
         return self._offered

@@ -23,6 +23,11 @@ class Line(Protocol):
     due: float
 
     @property
+    def at_once(self) -> bool:
+        """Nothing is queued and nobody is sending: whatever has been offered is on its way."""
+        ...
+
+    @property
     def offered_bytes(self) -> int:
         """What was offered and is not on its way yet."""
         ...

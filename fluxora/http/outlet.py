@@ -76,7 +76,7 @@ class Outlet(ABC):
         line = self.line
         if self._closing or not line.offer(data):
             return False
-        if line.offered_bytes and not self._flushing:
+        if not line.at_once and line.offered_bytes and not self._flushing:
             self._flushing = True
             line.attend(self._flush)
         return True

@@ -91,7 +91,7 @@ def test_the_scenario_is_skipped_without_wrk_and_says_so(monkeypatch):
 async def test_pgbench_inserts_whole_rows_in_both_forms(storage_config, postgres_run, tmp_path):
     program = pgbench.installed(postgres_run.server.bin)
     assert program is not None
-    await server_process._preload(storage_config, 3)
+    await server_process.preload(storage_config, 3)
     url = storage_config.database_url
 
     def measure():
