@@ -25,7 +25,8 @@ ROOMS = {
     "http": {"http", "actors", "storage", "protocol", "config"},
     "runtime": {"http", "actors", "storage", "protocol", "config"},
     "replay": {"runtime", "http", "actors", "config"},
-    "__main__": {"runtime", "http", "replay", "localnet", "storage", "config", "variables", "protocol"},
+    "client": {"client", "variables", "protocol"},
+    "__main__": {"runtime", "http", "replay", "client", "localnet", "storage", "config", "variables", "protocol"},
     "__init__": {"runtime", "config"},
 }
 # framework -> the rooms that may import it
@@ -37,6 +38,7 @@ FRAMEWORKS = {
     "quart_trio": {"http"},
     "hypercorn": {"http"},
     "stellar_sdk": {"localnet"},
+    "trio_websocket": {"client"},
 }
 PURE = {"protocol", "variables", "config", "errors"}
 IMPURE = {"trio", "socket", "time", "random", "os", "threading", "subprocess"}
