@@ -5,7 +5,9 @@ A connection that is dead looks like one on which nothing happens, so it is aske
 
 from __future__ import annotations
 
+import os
 import random
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
@@ -28,7 +30,7 @@ from fluxora.protocol.close_codes import Reconnect
 CONNECT_S = 10.0  # for the connection, TLS and the handshake
 PING_EVERY_S = 30.0
 PONG_S = 30.0
-CLOSE_S = 2.0
+CLOSE_S = 0.25  # the frame goes out at once; where this side is cancelled, so is whoever would read the answer
 MOST_MESSAGE = 1 << 24  # characters; an event of the contract has a few thousand
 Headers = Sequence[tuple[str, str]]
 _NEEDS_CREDENTIAL = "It needs a credential that is valid: an API key or a token"
@@ -97,19 +99,19 @@ async def _connection(
             transport = stream = await _transport(url)
         async with trio.open_nursery() as nursery:
             with trio.fail_after(CONNECT_S):
-                socket = await _handshake(nursery, stream, url, headers)
-            nursery.start_soon(_keep_alive, socket, stream)
+                websocket = await _handshake(nursery, stream, url, headers)
+            nursery.start_soon(_keep_alive, websocket, stream)
             try:
-                await _converse(socket, following, tell, say)
+                await _converse(websocket, following, tell, say)
             except ConnectionClosed as closed:
                 ended = _after(closed)
             finally:
-                await _part(socket)
+                await _part(websocket)
             nursery.cancel_scope.cancel(reason="the connection has ended")
     except* (ConnectionRejected, FollowError) as group:
         failure = _first(group)
     except* (HandshakeError, trio.BrokenResourceError, OSError, trio.TooSlowError) as group:
-        ended = _Ended(f"Cannot connect: {_reason(_first(group))}", "resume")
+        ended = _Ended(f"Cannot connect to {urlsplit(url).netloc}: {_reason(_first(group))}", "resume")
     finally:
         if transport is not None:
             await trio.aclose_forcefully(transport)
@@ -160,7 +162,7 @@ async def _handshake(
 
 
 async def _converse(
-    socket: WebSocketConnection,
+    websocket: WebSocketConnection,
     following: Following,
     tell: trio.MemorySendChannel[Update],
     say: Callable[[str], None],
@@ -169,8 +171,8 @@ async def _converse(
     while True:
         message = following.ask()
         if message is not None:
-            await socket.send_message(message)
-        text = await socket.get_message()
+            await websocket.send_message(message)
+        text = await websocket.get_message()
         if not isinstance(text, str):
             raise FollowRefused("The server sends binary messages, as Fluxora does not")
         told = following.take(text)
@@ -180,13 +182,13 @@ async def _converse(
             say(told)
 
 
-async def _keep_alive(socket: WebSocketConnection, transport: trio.abc.AsyncResource) -> None:
+async def _keep_alive(websocket: WebSocketConnection, transport: trio.abc.AsyncResource) -> None:
     """Ask for a pong now and then; without one, break the connection, which ends whoever reads from it."""
     try:
         while True:
             await trio.sleep(PING_EVERY_S)
             with trio.move_on_after(PONG_S) as patience:
-                await socket.ping()
+                await websocket.ping()
             if patience.cancelled_caught:
                 await trio.aclose_forcefully(transport)
                 return
@@ -194,10 +196,10 @@ async def _keep_alive(socket: WebSocketConnection, transport: trio.abc.AsyncReso
         return
 
 
-async def _part(socket: WebSocketConnection) -> None:
+async def _part(websocket: WebSocketConnection) -> None:
     """Say that this side closes, for a bounded time also where this is cancelled."""
     with trio.move_on_after(CLOSE_S, shield=True):
-        await socket.aclose()
+        await websocket.aclose()
 
 
 def _after(closed: ConnectionClosed) -> _Ended:
@@ -241,9 +243,12 @@ def _first(group: BaseExceptionGroup) -> BaseException:
 
 
 def _reason(error: BaseException) -> str:
+    """In a few words: of several addresses that were tried, of the first."""
     if isinstance(error, trio.TooSlowError):
         return f"no answer within {CONNECT_S:.0f} s"
     cause = error.__cause__ or error
     if isinstance(cause, BaseExceptionGroup):
         cause = _first(cause)
+    if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, socket.gaierror):
+        return os.strerror(cause.errno)
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

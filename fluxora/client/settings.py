@@ -22,7 +22,9 @@ def socket_url(text: str) -> str:
     Raises:
         ValueError: this cannot be the URL of a server.
     """
-    parts = urlsplit(text)  # which raises it too
+    parts = urlsplit(text)  # which raises it too, and passes over tabs and line breaks
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise ValueError("a URL is printable ASCII without spaces; the name of a host may need its form in punycode")
     if parts.scheme not in _SCHEMES or not parts.hostname:
         raise ValueError("the URL of a server is needed: http://host[:port] or https://host[:port]")
     if parts.username is not None or parts.query or parts.fragment:
