@@ -169,7 +169,7 @@ class FollowReset(FollowError):
 
     code = "FOLLOW_RESET"
 
-    def __init__(self, reason: str, *, position: str | None, after: int | None) -> None:
+    def __init__(self, reason: str, *, position: str | None = None, after: int | None = None) -> None:
         was = "" if after is None else f" What follows position {after} cannot be told whole."
         then = "" if position is None else f", then follow it from position {position} on"
         super().__init__(f"{reason}.{was} Read the log or the state by REST{then}")

@@ -69,7 +69,7 @@ async def follow(
         if following.live:
             backoff.reset()
         if ended.then == "from_rest":
-            raise FollowReset(ended.why, position=None, after=following.after)
+            raise FollowReset(ended.why, after=following.after)
         if ended.then == "with_new_token":
             raise FollowRefused(f"{ended.why}. A new token is needed")
         if ended.then == "no":
