@@ -9,6 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import h11
@@ -155,9 +156,11 @@ async def test_who_reads_nothing_cannot_hold_it_up_beyond_its_budget(postgres_ur
     file = tmp_path / "events.jsonl"
     file.write_text("\n".join(json.dumps(event) for event in history(5_000)), encoding="utf-8")
     assert (await run("replay", str(file), environ=environment(DATABASE_URL=postgres_url))).returncode == 0
-    async with serve(variables(postgres_url), tmp_path / "serve.log") as server:
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(serve(variables(postgres_url), tmp_path / "serve.log"))
         port = await port_of(server)
-        clients = [await stuck(port) for _ in range(STUCK)]
+        for _ in range(STUCK):
+            stack.enter_context(closing(await stuck(port)))
         async with trio.open_nursery() as nursery:
             polite = [Opened(port) for _ in range(20)]
             for one in polite:
@@ -174,8 +177,6 @@ async def test_who_reads_nothing_cannot_hold_it_up_beyond_its_budget(postgres_ur
         assert Counter(one.code for one in polite) == {1001: 20}
         assert "http.drain_ended_early" in events_of(server)
         assert not {"supervisor.drain_cut_short", "supervisor.actor_crashed"} & events_of(server)
-        for client in clients:
-            client.close()
 
 
 def events_of(server: Served) -> set[str]:
