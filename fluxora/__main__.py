@@ -319,6 +319,22 @@ def _openapi(_arguments: argparse.Namespace) -> int:
     return 0
 
 
+# tail
+
+
+def _tail_arguments(parser: argparse.ArgumentParser) -> None:
+    from fluxora.client.command import add_arguments  # noqa: PLC0415 (as in _run)
+
+    add_arguments(parser)
+
+
+def _tail(arguments: argparse.Namespace) -> int:
+    from fluxora.client.command import main as run  # noqa: PLC0415 (as in _run)
+    from fluxora.client.settings import Settings  # noqa: PLC0415 (as in _run)
+
+    return trio.run(run, arguments, Settings.from_env(os.environ))
+
+
 COMMANDS = (
     Command("serve", "follow the ledger and serve the API", _serve, epilog=_variables()),
     Command(
@@ -332,6 +348,7 @@ COMMANDS = (
     Command(
         "replay", "record contract events from a file; what is known already is left alone", _replay, _replay_arguments
     ),
+    Command("tail", "show the log as it grows, from a server", _tail, _tail_arguments),
     Command("status", "show the health of a running server", _status, _status_arguments),
     Command("doctor", "try everything that a start needs, and say what to mend", _doctor, _doctor_arguments),
     Command("backup", "write the whole database to an archive, while it is in use", _backup, _backup_arguments),

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from fluxora.errors import ConfigError
 from fluxora.protocol.api_keys import ApiKey
-from fluxora.variables import VARIABLES
+from fluxora.variables import CLIENT_VARIABLES, VARIABLES
 
 TESTNET_PASSPHRASE = "Test SDF Network ; September 2015"  # noqa: S105 (a public name, not a secret)
 LOCALNET_PASSPHRASE = "Fluxora Localnet ; 2026"  # noqa: S105 (the same)
@@ -192,7 +192,7 @@ class Config:
             ConfigError: a value is wrong or a FLUXORA_* variable is unknown; one line, naming the variable.
         """
         for name in environ:
-            if name.startswith("FLUXORA_") and name not in _BY_NAME:
+            if name.startswith("FLUXORA_") and name not in _BY_NAME and name not in _OF_CLIENTS:
                 raise ConfigError(f"{name}: unknown variable; those known are listed by `fluxora serve --help`")
         given = {
             name: variable.parse(name, text)
@@ -233,3 +233,4 @@ def _by_section(given: Mapping[str, Any]) -> defaultdict[str, dict[str, Any]]:
 
 
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
+_OF_CLIENTS = frozenset(variable.name for variable in CLIENT_VARIABLES)

@@ -22,6 +22,9 @@
         BadRequest InvalidJson Unauthorized Forbidden NotFound MethodNotAllowed NotAcceptable RequestTimeout
         Conflict ChainManaged IdempotencyConflict PayloadTooLarge UnsupportedMediaType UpgradeRequired
         TooManyRequests Unavailable *
+      FollowError                                   a client of the live log cannot go on
+        FollowRefused                               the server does not let it, or does not let it any more
+        FollowReset                                 what was missed cannot be told whole
       SupervisionError
         RestartIntensityExceeded                    an actor keeps crashing
         StartTimeout                                an actor did not come up in time
@@ -144,6 +147,35 @@ class MigrationMismatch(StorageError):
     """An applied migration differs from the file of its number, or the database is newer than this program."""
 
     code = "MIGRATION_MISMATCH"
+
+
+class FollowError(FluxoraError):
+    """Abstract: whoever follows the live log cannot go on by itself."""
+
+    code = "FOLLOW_ERROR"
+
+
+class FollowRefused(FollowError):
+    """The server does not let this client follow, or not any more; the message says what would help."""
+
+    code = "FOLLOW_REFUSED"
+
+
+class FollowReset(FollowError):
+    """What was missed cannot be told whole: the state is to be read by REST, and followed again from `position`.
+
+    `after` is where the client was. Either is None where it is not known.
+    """
+
+    code = "FOLLOW_RESET"
+
+    def __init__(self, reason: str, *, position: str | None = None, after: int | None = None) -> None:
+        was = "" if after is None else f" What follows position {after} cannot be told whole."
+        then = "" if position is None else f", then follow it from position {position} on"
+        super().__init__(f"{reason}.{was} Read the log or the state by REST{then}")
+        self.reason = reason
+        self.position = position
+        self.after = after
 
 
 class SupervisionError(FluxoraError):

@@ -115,6 +115,13 @@ def _token(name: str, text: str) -> str:
     return text
 
 
+def _credential(name: str, text: str) -> str:
+    """What goes into a header as it is. It is not repeated."""
+    if not (text.isascii() and text.isprintable()) or " " in text or len(text) > 8_192:
+        raise ConfigError(f"{name}: up to 8192 printable ASCII characters without a space are needed")
+    return text
+
+
 def _switch(name: str, text: str) -> bool:
     return bool(_integer(0, 1)(name, text))
 
@@ -275,4 +282,11 @@ VARIABLES: tuple[Variable, ...] = (
         _origins,
         "origins whose web pages may read answers and open WebSockets: scheme://host[:port], separated by commas",
     ),
+)
+
+# Those of `fluxora tail`; a server has no use for them, and takes no offence.
+CLIENT_VARIABLES: tuple[Variable, ...] = (
+    Variable("FLUXORA_URL", "url", _text, "the server that is followed"),
+    Variable("FLUXORA_KEY", "key", _credential, "an API key, as `fluxora keys new` prints it"),
+    Variable("FLUXORA_TOKEN", "token", _credential, "or a bearer token"),
 )

@@ -25,11 +25,13 @@ ROOMS = {
     "http": {"http", "actors", "storage", "protocol", "config"},
     "runtime": {"http", "actors", "storage", "protocol", "config"},
     "replay": {"runtime", "http", "actors", "config"},
+    "client": {"client", "variables", "protocol"},
     "backup_commands": {"storage", "config"},
     "status_command": set(),
     "doctor": {"actors", "storage", "config"},
     "__main__": {
         "backup_commands",
+        "client",
         "config",
         "doctor",
         "http",
@@ -52,6 +54,7 @@ FRAMEWORKS = {
     "quart_trio": {"http"},
     "hypercorn": {"http"},
     "stellar_sdk": {"localnet"},
+    "trio_websocket": {"client"},
 }
 PURE = {"protocol", "variables", "config", "errors"}
 IMPURE = {"trio", "socket", "time", "random", "os", "threading", "subprocess"}

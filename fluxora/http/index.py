@@ -24,6 +24,7 @@ LINKS = {
     "metrics": "/metrics",
     "openapi": "/openapi.json",
     "docs": "/docs",
+    "watch": "/live",
 }
 
 

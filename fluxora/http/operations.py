@@ -129,6 +129,13 @@ DOCS = Operation(
     replies={200: Answered(description="A page that needs nothing from elsewhere", body=str, media_type="text/html")},
 )
 
+LIVE_PAGE = Operation(
+    id="getLivePage",
+    tag="Service",
+    summary="The newest events in a browser, as they come",
+    replies={200: Answered(description="A page that needs nothing from elsewhere", body=str, media_type="text/html")},
+)
+
 LIST_STREAMS = Operation(
     id="listStreams",
     tag="Streams",

@@ -114,6 +114,8 @@ READS = (
     ok("/openapi.json"),
     ok("/docs"),
     ok("/docs/start.js"),
+    ok("/live"),
+    ok("/live/follow.js"),
     ok("/docs/swagger-ui.css", "Accept-Encoding: gzip"),
     ok("/docs", 'If-None-Match: "x", *', status=304),
     ok("/api/streams"),

@@ -3,65 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import pytest
-import trio
+import browser
+from browser import Seen, in_browser, nothing_bad
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-# Violations as the browser reports them, kept where the test can ask for them.
-LISTEN = """
-window.violations = [];
-document.addEventListener("securitypolicyviolation", (e) => window.violations.push(e.violatedDirective));
-"""
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
-
-
-class Seen:
-    """What a page did: console messages, uncaught errors and requests."""
-
-    def __init__(self, page: Any) -> None:
-        self.told: list[str] = []
-        self.requests: list[str] = []
-        page.on("console", lambda message: self.told.append(message.text))
-        page.on("pageerror", lambda error: self.told.append(str(error)))
-        page.on("request", lambda request: self.requests.append(request.url))
-
-
-@contextmanager
-def browser_page(profile: Path) -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch_persistent_context(
-            str(profile), executable_path=CHROMIUM, headless=True, args=FLAGS
-        )
-        page = browser.new_page()
-        page.set_default_timeout(20_000)
-        page.add_init_script(LISTEN)
-        yield page
-        browser.close()
-
-
-async def in_browser(work: Callable[[Any, Seen, str], None], profile: Path, origin: str) -> None:
-    def run() -> None:
-        with browser_page(profile) as page:
-            work(page, Seen(page), origin)
-
-    await trio.to_thread.run_sync(run)
+pytestmark = browser.needed
 
 
 def operations_of(document: dict[str, Any]) -> set[tuple[str, str]]:
@@ -77,12 +24,6 @@ def shown_operations(page: Any) -> set[tuple[str, str]]:
             block.querySelector(".opblock-summary-path").dataset.path])""",
     )
     return {(method, path) for method, path in pairs}
-
-
-def nothing_bad(page: Any, seen: Seen, origin: str) -> None:
-    assert page.evaluate("window.violations") == []
-    assert seen.told == []
-    assert [url for url in seen.requests if not url.startswith((f"{origin}/", "data:"))] == []
 
 
 async def test_every_operation_is_shown_and_the_policy_holds(start, tmp_path):

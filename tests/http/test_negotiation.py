@@ -57,6 +57,7 @@ def test_whatever_is_sent_has_an_answer(accept):
         ("/openapi.json", JSON),
         ("/metrics", "text/plain"),
         ("/docs", "text/html"),
+        ("/live", "text/html"),
     ],
 )
 async def test_a_route_gives_what_it_has_or_406(start, url, media_type):

@@ -196,6 +196,7 @@ async def server(start, store, record):
         ("getMetrics", "/metrics", 200),
         ("getOpenApi", "/openapi.json", 200),
         ("getDocs", "/docs", 200),
+        ("getLivePage", "/live", 200),
         ("listStreams", "/api/streams", 200),
         ("listStreams", "/api/streams?limit=1", 200),
         ("listStreams", "/api/streams?limit=0&x=1", 400),
