@@ -257,13 +257,13 @@ async def test_one_that_reads_now_and_then_has_no_more_waiting(
     (outlet,) = server.backend.sockets._open
     head = read = 0
     for _ in range(4):
-        while outlet.connection.offered_bytes < MAX_OFFERED_BYTES - 100_000:
+        while outlet.line.offered_bytes < MAX_OFFERED_BYTES - 100_000:
             head += 1
             await commit(head)
             await until(lambda head=head: hub.head == head)
             assert memory.look() <= MAX_OFFERED_BYTES + BESIDE
-        before = outlet.connection.offered_bytes
-        while outlet.connection.offered_bytes > before - 700_000:
+        before = outlet.line.offered_bytes
+        while outlet.line.offered_bytes > before - 700_000:
             assert await slow.read(1) == [read + 1]
             read += 1
     assert await slow.read(head - read) == list(range(read + 1, head + 1))
