@@ -434,11 +434,12 @@ async def test_a_client_that_never_reads_again_is_cut_off(start, hub):
 
 async def test_an_answer_that_finds_no_room_ends_it_too(client, server):
     socket = of(server)
-    await fill(socket)
-    await client.raw(frame(TEXT, b'{"type":"ping","ref":"%s"}' % (b"x" * 64)) * 29)
-    with trio.fail_after(DEADLINE_S):
-        while not socket.ending:  # before the client reads, which makes room
-            await trio.testing.wait_all_tasks_blocked(0.01)
+    for _ in range(29):  # once is enough, unless the kernel finds more room meanwhile
+        await fill(socket)
+        await client.raw(frame(TEXT, b'{"type":"ping","ref":"%s"}' % (b"x" * 64)))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        if socket.ending:
+            break
     event = await client.event()
     while isinstance(event, TextMessage):
         event = await client.event()

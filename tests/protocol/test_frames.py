@@ -75,3 +75,10 @@ def test_every_close_code_of_the_contract_can_be_sent_and_is_read():
     assert close_codes.GOING_AWAY.code == CloseReason.GOING_AWAY
     assert {one.code for one in close_codes.CLOSE_CODES if one.reconnect == "resume"} == {1001, 4001, 4002}
     assert [one.code for one in close_codes.CLOSE_CODES if one.reconnect == "no"] == [4403]
+
+
+@given(st.lists(st.binary(max_size=300) | st.sampled_from([bytes(125), bytes(126), bytes(65_535), bytes(65_536)])))
+def test_what_was_joined_is_split_again(payloads):
+    closing = frames.close(1001, "bye")
+    joined = b"".join(map(frames.text, payloads)) + closing
+    assert list(frames.split(joined)) == [*((frames.TEXT, one) for one in payloads), (frames.CLOSE, closing[2:])]
