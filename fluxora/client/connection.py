@@ -64,9 +64,10 @@ async def follow(
     """
     backoff = Backoff()
     while True:
+        began = following.after
         following.connected()
         ended = await _connection(url, following, headers, tell, say)
-        if following.live:
+        if following.live or following.after != began:
             backoff.reset()
         if ended.then == "from_rest":
             raise FollowReset(ended.why, after=following.after)

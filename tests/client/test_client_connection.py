@@ -172,6 +172,25 @@ async def ended(socket) -> None:
         await socket.get_message()
 
 
+async def test_a_connection_that_was_of_use_is_no_failure(monkeypatch, waits):
+    """Though it was cut before the subscription stood, which a long history may be each time."""
+    monkeypatch.setattr(following, "FIRST_DELAY_S", 1.0)
+    monkeypatch.setattr(following, "MOST_DELAY_S", 100.0)
+
+    def cut_at(position: int) -> Script:
+        async def script(server: Played, request: WebSocketRequest) -> None:
+            socket, _ = await server.accept(request)
+            await socket.send_message(update(position))
+            await socket.aclose(1001)
+
+        return script
+
+    async with played(*map(cut_at, range(1, 6)), telling(6)) as server:
+        had, _ = await following_it(server, 6)
+    assert had == [1, 2, 3, 4, 5, 6]
+    assert max(waits) <= 1.0
+
+
 def refusing(status: int, *headers: tuple[bytes, bytes], body: bytes = b"") -> Script:
     async def script(server: Played, request: WebSocketRequest) -> None:
         await request.reject(status, extra_headers=list(headers), body=body)
