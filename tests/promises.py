@@ -129,13 +129,6 @@ def fingerprint(*parts: str | int | None) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def update_print(
-    event_id: str, stream_id: str | None, event: str, action: str, *, ledger: int | None, time: str, payload: str
-) -> int:
-    """An event as every transport but the first protocol tells it; `payload` as text."""
-    return fingerprint(event_id, stream_id, event, action, ledger, time, payload)
-
-
 def broadcast_print(event: str, stream_id: str | None, time: str, payload: str) -> int:
     """An event as the first protocol tells it."""
     return fingerprint(event, stream_id, time, payload)
@@ -143,9 +136,8 @@ def broadcast_print(event: str, stream_id: str | None, time: str, payload: str) 
 
 def time_text(ms: int) -> str:
     """Unix milliseconds as the wire writes them."""
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)).strftime("%Y-%m-%dT%H:%M:%S.") + (
-        f"{ms % 1000:03d}Z"
-    )
+    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+    return f"{at:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
 
 
 class Told(msgspec.Struct, rename="camel"):
@@ -164,15 +156,7 @@ class Told(msgspec.Struct, rename="camel"):
     @property
     def looks_like(self) -> int:
         payload = bytes(self.payload).decode()
-        return update_print(
-            self.event_id,
-            self.stream_id,
-            self.event,
-            self.action,
-            ledger=self.ledger,
-            time=self.timestamp,
-            payload=payload,
-        )
+        return fingerprint(self.event_id, self.stream_id, self.event, self.action, self.ledger, self.timestamp, payload)
 
 
 told = msgspec.json.Decoder(Told).decode
@@ -253,9 +237,7 @@ class Log:
         if position != self.head + 1:
             self.faults.append(f"position {position} follows on {self.head}")
         self.prints.append(
-            update_print(
-                row.event_id, row.stream_id, row.event, row.action, ledger=row.ledger, time=time, payload=row.payload
-            )
+            fingerprint(row.event_id, row.stream_id, row.event, row.action, row.ledger, time, row.payload)
         )
         self.broadcasts[broadcast_print(row.event, row.stream_id, time, row.payload)].append(position)
         payload = json.loads(row.payload)

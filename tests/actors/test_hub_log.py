@@ -157,6 +157,7 @@ async def read_on(url: str, done: Event, told: list[int]) -> None:
             told += [row["position"] for row in page]
             if last:
                 return
+            await connection.execute("SELECT pg_sleep(0.002 * random())")  # it looks now and then, as such readers do
     finally:
         await connection.close()
 

@@ -293,3 +293,7 @@ def test_a_transfer_concerns_those_who_had_the_stream_too():
     payload = {"sender": ACCOUNT, "recipient": OTHER, "change": {"oldRecipient": CONTRACT, "newRecipient": OTHER}}
     named = sockets.concerned(event(json.dumps(payload).encode()))
     assert named == sockets.Concerned(ACCOUNT, OTHER, None, CONTRACT)
+
+
+def test_a_retraction_names_what_it_takes_back():
+    assert sockets.reverted_ids(event(b'{"stream":null,"reverts":["1-7","1-8"]}')) == {"1-7", "1-8"}

@@ -27,7 +27,7 @@ ENDLESS = 1 << 60
 BUSY = 503  # the database did not answer in time
 AGAIN_S = 0.2
 SLOW = 4001
-CUT = "cut off"  # who was too slow
+CUT, FINISHED = "cut off", "finished"  # of who was too slow, and of who knows that there is no more
 SMALL = 2_048  # bytes that the kernel keeps for a slow reader
 LOOK_EVERY = 200  # events between two looks at what REST shows
 _GONE = (httpx.TransportError, OSError, ConnectionClosed, trio.BrokenResourceError)
@@ -201,7 +201,7 @@ class Follower:
                     if message.type == "ack":
                         session.mark(int(message.position))
                         if most < 0:
-                            return "finished"
+                            return FINISHED
                     elif message.type == "stream_update":
                         await self._told(session, client, message)
                     else:
@@ -261,7 +261,7 @@ class Follower:
                     session.mark(int(page.position))
                     if self.selector == ALL and page.events:
                         session.lists.append(after)
-                    return "finished"
+                    return FINISHED
                 if len(session.told) >= most:
                     return "left"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from followers import AGAIN_S, BUSY, CUT, SLOW, Follower, Listener, Place
+from followers import AGAIN_S, BUSY, CUT, FINISHED, SLOW, Follower, Listener, Place
 from growth import grow
 from processes import Served, following, serve
 from promises import ALL, WATCH_TRANSACTIONS, Log, Selector
@@ -104,7 +105,7 @@ class World:
         self.writers = [Writer(place, number, Random(rng.random())) for number in range(WRITERS)]
         self.listeners = [Listener(place, Random(rng.random()), stays=_for_a_while) for _ in range(2)]
         self.learned: list[int] = []
-        self._place = place
+        self.place = place
         self._books = books
         scripted, *bulky = contracts
         followed = [
@@ -122,14 +123,14 @@ class World:
         if selector.name != "streamId" or "stall" in options:  # REST has no such list; and nobody waits for a page
             options["transports"] = ("websocket", "sse")
         stays = _for_long if "stall" in options else _for_a_while
-        return Follower(self._place, selector, Random(rng.random()), stays=stays, learned=self.learned, **options)
+        return Follower(self.place, selector, Random(rng.random()), stays=stays, learned=self.learned, **options)
 
     async def _stall(self) -> None:
         """Until the log has gone on by much, or does so no more."""
         after = await self._books.position() + STALLED_FOR
 
         async def passed() -> bool:
-            return self._place.finished.is_set() or await self._books.position() >= after
+            return self.place.finished.is_set() or await self._books.position() >= after
 
         await eventually(passed, "the log goes on", within_s=CALM_S)
 
@@ -171,52 +172,83 @@ async def test_every_promise_is_kept_whatever_happens(postgres_url: str, books_o
     async with open_localnet(seed=SEED, script=Script(SEED, streams_per_ledger=1), retention=None) as net:
         contracts = [net.contract.contract_id, *(contract_address(SEED, 100 + number) for number in range(ROUNDS))]
         environ = following(net, url=postgres_url, page_limit=PAGE_LIMIT) | {"FLUXORA_CONTRACTS": ",".join(contracts)}
-        histories: list[BulkHistory] = []
-        runs: list[Served] = []
+        trouble = Trouble(net, books, environ, tmp_path, rng)
         async with trio.open_nursery() as tasks:
-            place = Place(tasks)
-            world = World(place, books, contracts, rng)
+            world = World(Place(tasks), books, contracts, rng)
             async with trio.open_nursery() as nursery:
                 world.start(nursery)
                 async with trio.open_nursery() as growing:
                     growing.start_soon(grow, net, rng)
                     for number, contract_id in enumerate(contracts[1:]):
-                        async with serve(environ, tmp_path / f"serve-{number}.log") as served:
-                            runs.append(served)
-                            place.is_at(await served.ready())
-                            histories.append(long_history(net, contract_id))
-                            await log_grows(books, served, rng.randint(1, EVENTS_PER_ROUND))
-                            print(f"round {number}: the log is at {await books.position()}", flush=True)
-                            if number % 2:
-                                await take_back(net, books, served, rng)
-                            await end(served, place, in_order=number % 3 == 1)
+                        await trouble.strikes(number, contract_id, world.place)
                     growing.cancel_scope.cancel()
-                await net.close_ledgers(3)
-                async with serve(environ, tmp_path / "last.log") as served:
-                    runs.append(served)
-                    place.is_at(await served.ready())
-                    await caught_up(books, net, within_s=CALM_S)
-                    place.finished.set()
-                    await eventually(lambda: not nursery.child_tasks, "all were told everything", within_s=CALM_S)
-                    place.is_gone()
-                    assert await served.stop() == 0
+                quiet = await trouble.ends(world.place, nursery)
             tasks.cancel_scope.cancel()
-        found = await judge(books, net, *histories, corrected=False)
+        found = await judge(books, net, *trouble.histories, corrected=False)
     await judge_all(world, await Log.read(books), found, books)
-    cut = sum(line["code"] == SLOW for served in runs for line in ended(served))
-    assert world.cut <= cut, "who was cut off was too slow, as the server says"
+    assert all(follower.sessions[-1].end == FINISHED for follower in world.followers)
+    assert min(follower.sessions[-1].reached or 0 for follower in world.followers) >= quiet
+    assert world.cut <= trouble.cut, "who was cut off was too slow, as the server says"
     print(f"{world.cut} were cut off as too slow")
     assert world.cut > 0 or not LONG
 
 
-def long_history(net: Network, contract_id: str) -> BulkHistory:
-    """Much that comes at once."""
-    return bulk(net.chain, EVENTS_PER_ROUND, contract_id=contract_id, events_per_ledger=PER_LEDGER)
+class Trouble:
+    """The life of the server, run by run, and of the chain that it follows."""
 
+    def __init__(self, net: Network, books: Books, environ: Mapping[str, str], folder: Path, rng: Random) -> None:
+        self.histories: list[BulkHistory] = []
+        self._net = net
+        self._books = books
+        self._environ = environ
+        self._folder = folder
+        self._rng = rng
+        self._runs: list[Served] = []
 
-def ended(served: Served) -> list[dict[str, Any]]:
-    """What a server has said of the ends of connections."""
-    return [*served.lines("websocket.disconnected"), *served.lines("event_stream.disconnected")]
+    async def strikes(self, number: int, contract_id: str, place: Place) -> None:
+        """A run into which much comes at once, and perhaps a fork; it ends in the middle of that."""
+        async with self._run(f"serve-{number}.log", place) as served:
+            self.histories.append(
+                bulk(self._net.chain, EVENTS_PER_ROUND, contract_id=contract_id, events_per_ledger=PER_LEDGER)
+            )
+            await log_grows(self._books, served, self._rng.randint(1, EVENTS_PER_ROUND))
+            print(f"round {number}: the log is at {await self._books.position()}", flush=True)
+            if number % 2:
+                await take_back(self._net, self._books, served, self._rng)
+            place.is_gone()
+            if number % 3 == 1:
+                assert await served.stop() == 0, served.text[-3000:]
+            else:
+                await served.kill()
+
+    async def ends(self, place: Place, nursery: trio.Nursery) -> int:
+        """A last run, until everything is recorded and all of `nursery` were told so; what the log's head was then."""
+        await self._net.close_ledgers(3)
+        async with self._run("last.log", place) as served:
+            await caught_up(self._books, self._net, within_s=CALM_S)
+            quiet = await self._books.position()
+            place.finished.set()
+            await eventually(lambda: not nursery.child_tasks, "all were told everything", within_s=CALM_S)
+            place.is_gone()
+            assert await served.stop() == 0
+        return quiet
+
+    @asynccontextmanager
+    async def _run(self, log: str, place: Place) -> AsyncIterator[Served]:
+        async with serve(self._environ, self._folder / log) as served:
+            self._runs.append(served)
+            place.is_at(await served.ready())
+            yield served
+
+    @property
+    def cut(self) -> int:
+        """How many connections the servers say that they have cut off."""
+        ended = [
+            line
+            for served in self._runs
+            for line in (*served.lines("websocket.disconnected"), *served.lines("event_stream.disconnected"))
+        ]
+        return sum(line["code"] == SLOW for line in ended)
 
 
 async def judge_all(world: World, log: Log, found: dict[str, int], books: Books) -> None:
@@ -251,15 +283,6 @@ async def take_back(net: Network, books: Books, served: Served, rng: Random) -> 
     await eventually(at_the_tip, "it is at the tip", within_s=CALM_S)
     await net.fork(rng.randint(1, 20))
     await log_grows(books, served, rng.randint(1, 60))
-
-
-async def end(served: Served, place: Place, *, in_order: bool) -> None:
-    """Stopped or killed, in the middle of something."""
-    place.is_gone()
-    if in_order:
-        assert await served.stop() == 0, served.text[-3000:]
-    else:
-        await served.kill()
 
 
 def report(world: World, log: Log, found: dict[str, int]) -> None:
