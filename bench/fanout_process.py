@@ -151,12 +151,13 @@ async def _served(task: Task) -> AsyncIterator[tuple[Store, Feed, _NotingCache, 
         cache = _NotingCache(store, trusted=lambda: feed is not None and feed.in_touch())
         feed = Feed(store, cache=cache)
         hub = Hub(store, feed)
+        most = 2 * task.sockets + 100  # those of the case before may not all have been seen off
         http = HttpConfig(
             port=0,
             limits=LimitConfig(anonymous_read=UNREACHED, anonymous_write=UNREACHED),
-            max_connections=task.sockets + 100,
-            max_websockets=task.sockets + 50,
-            max_websockets_per_client=task.sockets + 50,
+            max_connections=most,
+            max_websockets=most,
+            max_websockets_per_client=most,
             ws_ping_s=task.ping_s,
             sse_comment_s=task.ping_s,
         )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 OPEN_WITHIN_S = 30.0
+PING, PONG = b"\x89\x00", b"\x8a\x80\0\0\0\0"
 Kind = Literal["ws", "sse"]
 
 UPGRADE = (
@@ -33,7 +34,8 @@ def opened(port: int, kind: Kind, several: Sequence[Sequence[str]]) -> list[tupl
             sock.sendall(b"".join([*map(subscription, follows[:-1]), subscription(follows[-1], ref="last")]))
     if kind == "ws":
         for sock in socks:
-            read_until(sock, b'"recovered":false}')
+            if PING in read_until(sock, b'"recovered":false}'):
+                sock.sendall(PONG)
     return [(sock, tuple(follows)) for sock, follows in zip(socks, several, strict=True)]
 
 

@@ -5,7 +5,8 @@ Each line of its input is answered with one:
                                         been told that its subscriptions are made
   {"begin": true}                       what comes from now on is a new round; it is read as it comes
   Round                                 go on until that has come, or `within_s` is over: what it was like (Heard)
-  {"seconds": N}                        only answer pings for so long: how many there were, how many readers are left
+  {"seconds": N}                        only answer pings for so long: how many there were since this was asked last,
+                                        and how many readers are left
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import msgspec
 
 from bench.child import say
-from bench.openings import Kind, opened
+from bench.openings import PING, PONG, Kind, opened
 from bench.stories import Flaws, Story, chunks, frames, judge
 
 AT_A_TIME = 100  # openings under way
@@ -33,7 +34,6 @@ INPUT = 0
 ONCE = 1 << 16  # bytes read from one reader before the next has its turn
 LINGER_S = 0.1  # after the last delivery that is due: whatever comes then is one too many
 BUCKETS_PER_E = 50  # latencies are counted in steps of 2 %
-PING, PONG = b"\x89\x00", b"\x8a\x80\0\0\0\0"
 
 
 class Task(msgspec.Struct, kw_only=True):
@@ -110,7 +110,7 @@ class Crowd:
         self._readers: dict[int, Reader] = {}
         self._epoll = select.epoll()
         self._samples: list[tuple[Story, int, int, float]] = []  # whose messages from, to, when
-        self._heard = self._pings = 0
+        self._heard = 0
         self._cpu_began = 0.0
         self._stories: dict[tuple[str, ...], Story] = {}
         self._input = b""
@@ -146,7 +146,7 @@ class Crowd:
         """Forget the last round."""
         self._stories.clear()
         self._samples.clear()
-        self._heard = self._pings = 0
+        self._heard = 0
         self._cpu_began = time.process_time()
         for reader in self._readers.values():
             reader.story, reader.at, reader.told = self._story(reader.follows), 0, 0
@@ -222,7 +222,8 @@ class Crowd:
             if self._read(left):
                 sys.exit()  # one thing is asked for at a time, so this is the end
         gone = sum(reader.gone for reader in self._readers.values())
-        return {"pings": self._pings, "strange": self._heard, "left": len(self._readers) - gone}
+        pings, self._pings = self._pings, 0
+        return {"pings": pings, "strange": self._heard, "left": len(self._readers) - gone}
 
 
 def _received(sock: socket.socket) -> bytes | None:

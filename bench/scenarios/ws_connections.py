@@ -10,6 +10,7 @@ import argparse
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import fanout, fanout_process
@@ -21,9 +22,17 @@ from bench.processes import resident_bytes
 CORES = 2
 STREAMS = 200
 MOST_BYTES, FEW_BYTES = 25_000, 12_000  # of an idle socket: the goal, and what would be fine
-USUAL_PING_S = 30.0
 WARM = 100  # sockets opened and closed before, so that what the first ones load is in no one's figure
 SETTLE_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Idle:
+    """What idle sockets cost: memory of each, CPU seconds of each heartbeat of each, and cores for all."""
+
+    bytes: float
+    beat_cpu_s: float
+    cores: float
 
 
 class WsConnections:
@@ -69,20 +78,18 @@ def _measure(run: Run, count: int) -> None:
         for teller in tellers:
             with run.stage(f"{count} sockets: {teller.name}"):
                 found[teller.name] = _idle(run, teller, follows, folder)
-    (ours_bytes, ours_cpu), (their_bytes, their_cpu) = found.values()
-    _, baseline = found
-    for name, value in (("", ours_bytes), (f", baseline {baseline}", their_bytes)):
-        run.figure(f"{count} sockets, resident memory of each{name}", value / 1e3, "KB")
-    for name, value in (("", ours_cpu), (f", baseline {baseline}", their_cpu)):
-        run.figure(f"{count} sockets, CPU of each and of one heartbeat{name}", value * 1e6, "us")
-        share = value * count / options.ping
-        run.figure(f"{count} sockets, share of a core, pings {options.ping:g} s apart{name}", share * 100, "%")
-    run.goal_at_most(f"resident bytes of each, {count} sockets", ours_bytes, MOST_BYTES)
-    run.goal_at_most(f"resident bytes of each, further, {count} sockets", ours_bytes, FEW_BYTES)
+    for name, side in zip(("", f", baseline {tellers[1].name}"), found.values(), strict=True):
+        run.figure(f"{count} sockets: resident memory of each{name}", side.bytes / 1e3, "KB")
+        run.figure(f"{count} sockets: CPU of one heartbeat of one{name}", side.beat_cpu_s * 1e6, "us")
+        share = side.cores * 100
+        run.figure(f"{count} sockets: share of a core, pings {options.ping:g} s apart{name}", share, "%")
+    ours = found[tellers[0].name]
+    run.goal_at_most(f"{count} sockets: resident bytes of each", ours.bytes, MOST_BYTES)
+    run.goal_at_most(f"{count} sockets: resident bytes of each, further", ours.bytes, FEW_BYTES)
 
 
-def _idle(run: Run, teller: Teller, follows: list[list[str]], folder: Path) -> tuple[float, float]:
-    """Bytes of each socket, and CPU seconds of each and of one heartbeat."""
+def _idle(run: Run, teller: Teller, follows: list[list[str]], folder: Path) -> _Idle:
+    """Open, wait, and look."""
     options, count = run.options, len(follows)
     log = folder / f"{teller.name}-readers.log"
     with Readers(teller, "ws", follows[:WARM], log=log):
@@ -95,8 +102,8 @@ def _idle(run: Run, teller: Teller, follows: list[list[str]], folder: Path) -> t
         cpu_s = teller.cpu_s()
         kept = readers.keep(options.ping * options.beats)
         cpu_s = teller.cpu_s() - cpu_s
-    run.equal(f"{teller.name}: readers left, {count} sockets", kept["left"], count)
-    run.equal(f"{teller.name}: said what was not expected, {count} sockets", kept["strange"], 0)
+    run.equal(f"{count} sockets, {teller.name}: still open", kept["left"], count)
+    run.equal(f"{count} sockets, {teller.name}: messages that were not expected", kept["strange"], 0)
     enough = kept["pings"] >= count * (options.beats - 1)
-    run.equal(f"{teller.name}: pings for all, {count} sockets", enough, required=True)
-    return (resident - before) / count, cpu_s / count / options.beats
+    run.equal(f"{count} sockets, {teller.name}: pings for all", enough, required=True)
+    return _Idle((resident - before) / count, cpu_s / max(1, kept["pings"]), cpu_s / (options.ping * options.beats))

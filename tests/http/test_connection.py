@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -87,6 +88,28 @@ async def test_offers_keep_their_order_ahead_of_a_later_send():
         nursery.start_soon(connection.send_all, b"c")
         assert await receive_exactly(peer, len(big) + 2) == big + b"bc"
     assert connection.offered_bytes == 0
+
+
+async def test_what_is_offered_waits_behind_what_is_queued_though_there_is_room():
+    connection, peer = pair()
+    assert connection.offer(b"a" * 100_000)
+    here = os.read(peer.socket.fileno(), 100_000)
+    assert connection.offer(b"b")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.send_all, b"")
+        assert here + await receive_exactly(peer, 100_001 - len(here)) == b"a" * 100_000 + b"b"
+
+
+async def test_what_is_offered_waits_behind_what_is_being_sent_though_there_is_room():
+    connection, peer = pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.send_all, b"a" * 100_000)
+        await trio.testing.wait_all_tasks_blocked()
+        here = os.read(peer.socket.fileno(), 100_000)
+        assert connection.offer(b"b")
+        assert here + await receive_exactly(peer, 100_001 - len(here)) == b"a" * 100_000 + b"b"
+    assert connection.offer(b"c")
+    assert await receive_exactly(peer, 1) == b"c"
 
 
 async def test_offer_is_refused_whole_beyond_the_bound():
