@@ -8,7 +8,8 @@ from bench.scenarios.decode import Decode
 from bench.scenarios.ingest import Ingest
 from bench.scenarios.rest import Rest
 from bench.scenarios.slow_clients import SlowClients
+from bench.scenarios.webhooks import Webhooks
 
 SCENARIOS: dict[str, Scenario] = {
-    scenario.name: scenario for scenario in (Decode(), Ingest(), ContractScenario(), SlowClients(), Rest())
+    scenario.name: scenario for scenario in (Decode(), Ingest(), Webhooks(), ContractScenario(), SlowClients(), Rest())
 }
