@@ -25,8 +25,19 @@ ROOMS = {
     "http": {"http", "actors", "storage", "protocol", "config"},
     "runtime": {"http", "actors", "storage", "protocol", "config"},
     "replay": {"runtime", "http", "actors", "config"},
-    "__main__": {"runtime", "http", "replay", "localnet", "storage", "config", "variables", "protocol"},
-    "__init__": {"runtime", "config"},
+    "webhooks": set(),  # it may be copied into a consumer's project
+    "webhook_listener": {"webhooks"},
+    "webhook_arguments": {"http"},
+    "webhook_tables": {"http", "protocol"},
+    "webhook_commands": {
+        *("webhook_arguments", "webhook_tables", "webhook_listener"),
+        *("http", "actors", "storage", "protocol", "config"),
+    },
+    "__main__": {
+        *("runtime", "replay", "webhook_commands", "webhook_listener"),
+        *("http", "localnet", "storage", "config", "variables", "protocol"),
+    },
+    "__init__": {"runtime", "config", "webhooks"},
 }
 # framework -> the rooms that may import it
 FRAMEWORKS = {
