@@ -17,7 +17,16 @@ import fluxora
 from bench.child import say
 from bench.server_process import CONTRACT, GENESIS_S, LEDGER_S, LIFETIME_S, UNREACHED, account
 from fluxora import logs
-from fluxora.config import AccessConfig, Config, Contract, HttpConfig, LimitConfig, SourceConfig, StorageConfig
+from fluxora.config import (
+    AccessConfig,
+    Config,
+    Contract,
+    HttpConfig,
+    LimitConfig,
+    SourceConfig,
+    StorageConfig,
+    WebhookConfig,
+)
 from fluxora.protocol.api_keys import ApiKey, parse_entry
 
 PEOPLE = 3
@@ -80,6 +89,7 @@ def _config(database_url: str, key: ApiKey) -> Config:
             limits=LIMITS,
             indexer_worker_token=TOKEN,
         ),
+        webhooks=WebhookConfig(allowed_networks=(IPv4Network("127.0.0.0/8"),)),
     )
 
 

@@ -46,6 +46,8 @@ _AMOUNTS = st.builds(
     st.integers(0, 2**63 - 1).map(str),
     st.from_regex(r"(\.[0-9]{1,7})?", fullmatch=True),
 )
+_ENDPOINTS = st.one_of(st.just("default"), st.uuids().map(lambda made: f"we_{made.hex}"))
+_PRINTABLE = st.characters(exclude_categories=("C", "Z"), include_characters=" ")
 _FORMATS: dict[str, st.SearchStrategy[str]] = {
     "stellar-address": _ADDRESSES,
     "stellar-contract": _CONTRACTS,
@@ -55,6 +57,14 @@ _FORMATS: dict[str, st.SearchStrategy[str]] = {
     "cursor": _POSITIONS.map(lambda after: cursors.encode(after, {})),  # of the list without filters
     "date-time": _TIMES.map(lambda at: f"{at.isoformat()}Z"),
     "event-id": st.builds("{:019d}-{:010d}".format, st.integers(2**32, 2**63 - 1), st.integers(0, 2**32 - 1)),
+}
+_FORMATS |= {
+    "one-line": st.text(_PRINTABLE),
+    "webhook-endpoint-id": _ENDPOINTS,
+    "webhook-delivery-id": st.builds("msg_{}_{}".format, _ENDPOINTS, st.integers(1, 2**63 - 1)),
+    "webhook-url": st.builds(  # where nobody listens, so that no packet leaves the machine
+        "http://127.0.0.1:{}/{}".format, st.integers(1, 9), st.from_regex(r"[A-Za-z0-9._~-]{0,40}", fullmatch=True)
+    ),
 }
 for _name, _strategy in _FORMATS.items():
     schemathesis.openapi.format(_name, _strategy)
@@ -146,6 +156,19 @@ def _one_selection(case: Any) -> None:
         case.body["all"] = True
 
 
+def _some_change(case: Any) -> None:
+    """At least one member."""
+    if isinstance(case.body, dict) and not any(value is not None for value in case.body.values()):
+        case.body["ordered"] = True
+
+
+def _positions_in_order(case: Any) -> None:
+    body = case.body
+    if isinstance(body, dict) and body.get("until") is not None and int(body["until"]) <= int(body.get("after") or 0):
+        body.pop("after", None)
+        body["until"] = str(max(1, int(body["until"])))
+
+
 def _fits(topic: str, payload: MutableMapping[str, Any]) -> bool:
     try:
         contract.decode_named(
@@ -160,6 +183,8 @@ _RULES: dict[str, Callable[[Any], None]] = {
     "GET /api/events": _ledgers_in_order,
     "GET /api/export/events.ndjson": _ledgers_in_order,
     "GET /api/streams": _cursor_of_this_list,
+    "PATCH /api/admin/webhooks/endpoints/{id}": _some_change,
+    "POST /api/admin/webhooks/endpoints/{id}/replay": _positions_in_order,
     "POST /api/admin/ws/disconnect": _one_selection,
     "POST /api/streams": _a_stream_that_can_be,
     f"POST {fuzzed_process.INGEST}": _a_batch_that_can_be,

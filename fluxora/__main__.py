@@ -309,6 +309,28 @@ def _keys(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# webhooks
+
+
+def _webhooks_arguments(parser: argparse.ArgumentParser) -> None:
+    from fluxora.webhook_commands import add_arguments  # noqa: PLC0415 (as in _run)
+
+    add_arguments(parser)
+
+
+def _webhooks(arguments: argparse.Namespace) -> int:
+    from fluxora import webhook_commands, webhook_listener  # noqa: PLC0415 (as in _run)
+
+    if arguments.action is None:
+        trio.run(webhook_listener.main, arguments, os.environ)
+        return 0
+    config = Config.from_env(os.environ)
+    logs.configure(config.log_level if os.environ.get("LOG_LEVEL") else "warning")  # what is printed is the answer
+    text, code = trio.run(webhook_commands.run, config, arguments)
+    print(text)
+    return code
+
+
 # openapi
 
 
@@ -354,6 +376,12 @@ COMMANDS = (
     Command("backup", "write the whole database to an archive, while it is in use", _backup, _backup_arguments),
     Command("restore", "make the database what an archive holds", _restore, _restore_arguments),
     Command("keys", "make API keys", _keys, _keys_arguments),
+    Command(
+        "webhooks",
+        "manage webhook endpoints and their deliveries, in the database of the configuration",
+        _webhooks,
+        _webhooks_arguments,
+    ),
     Command("openapi", "print the OpenAPI document that the server serves", _openapi),
 )
 

@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 from fluxora.errors import ConfigError
 from fluxora.protocol.api_keys import ApiKey
+from fluxora.protocol.signing import Secret
+from fluxora.protocol.targets import TargetRefused, check_url
 from fluxora.variables import CLIENT_VARIABLES, VARIABLES
 
 TESTNET_PASSPHRASE = "Test SDF Network ; September 2015"  # noqa: S105 (a public name, not a secret)
@@ -155,6 +157,39 @@ class PipelineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WebhookConfig:
+    """Deliveries of events by HTTP. `url` and `secret` make the endpoint `default` at the start; it gets every event.
+
+    `allowed_networks` admit private targets, and plain http to them. Of all endpoints together at most `concurrency`
+    deliveries are on their way at a time. Finished ones are kept for `retention_days`. Where the oldest pending one has
+    waited for longer than `backlog_alarm_s`, /health is degraded.
+    """
+
+    url: str | None = field(default=None, repr=False)
+    secret: Secret | None = field(default=None, repr=False)
+    allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    concurrency: int = 64
+    retention_days: int = 30
+    backlog_alarm_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Refuse a target that nothing would ever be sent to, with the words of the variables that set it."""
+        if self.url is None and self.secret is not None:
+            raise ConfigError("FLUXORA_WEBHOOK_URL: required where FLUXORA_WEBHOOK_SECRET is set")
+        if self.url is None:
+            return
+        if self.secret is None:
+            raise ConfigError(
+                "FLUXORA_WEBHOOK_SECRET: required where FLUXORA_WEBHOOK_URL is set, as whsec_ and base64 of 24 to 64 "
+                "bytes or as any other text that the receiver has too"
+            )
+        try:
+            check_url(self.url, self.allowed_networks)
+        except TargetRefused as error:
+            raise ConfigError(f"FLUXORA_WEBHOOK_URL: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything a runtime needs to know. The defaults serve REST on 127.0.0.1:3000 from embedded PostgreSQL."""
 
@@ -163,6 +198,7 @@ class Config:
     http: HttpConfig = HttpConfig()
     source: SourceConfig = SourceConfig()
     pipeline: PipelineConfig = PipelineConfig()
+    webhooks: WebhookConfig = WebhookConfig()
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -211,6 +247,7 @@ class Config:
             ),
             source=SourceConfig(**{"kind": _default_source(given), **of["source"]}),
             pipeline=PipelineConfig(**of["pipeline"]),
+            webhooks=WebhookConfig(**of["webhooks"]),
             **of[""],
         )
 

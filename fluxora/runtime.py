@@ -1,7 +1,8 @@
 """The composition root: builds the tree of actors from a Config, and owns the order in which it starts and stops.
 
-Start: database, migrations, source, then monitor, feed, hub, registrar, front end and the ingest pipeline. Stop: the
-reverse, so that ingest drains into the log before the front end goes, and the database goes last.
+Start: database, migrations, source, then monitor, feed, hub, registrar, dispatcher, front end and the ingest pipeline.
+Stop: the reverse, so that ingest drains into the log before the front end goes, webhooks that are on their way arrive,
+and the database goes last.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import partial
 import trio
 
 from fluxora import __version__, logs
+from fluxora.actors.dispatcher import Dispatcher
 from fluxora.actors.feed import Feed
 from fluxora.actors.hub import Hub
 from fluxora.actors.monitor import Monitor
@@ -24,9 +26,10 @@ from fluxora.actors.sources import Source
 from fluxora.actors.sources.local import LocalSource
 from fluxora.actors.sources.push import PushSource
 from fluxora.actors.sources.stellar_rpc import StellarRpcSource
-from fluxora.actors.status import HealthReport
+from fluxora.actors.status import HealthReport, WebhookStatus
 from fluxora.actors.stream_cache import StreamCache
 from fluxora.actors.supervisor import ChildSpec, Group, Supervisor
+from fluxora.actors.webhook_sender import WebhookSender
 from fluxora.config import Config
 from fluxora.errors import ConfigError, FluxoraError
 from fluxora.http.app import Application, create_app
@@ -35,6 +38,8 @@ from fluxora.http.listener import serve
 from fluxora.protocol.messages import LogEvent, StreamView, view
 from fluxora.storage.migrate import migrate
 from fluxora.storage.store import Store, open_store
+
+WEBHOOK_DRAIN_S = 5.0  # for deliveries on their way at the stop; what is cut off then is sent again later
 
 _log = logs.get("runtime")
 
@@ -55,6 +60,7 @@ class Runtime:
         self._feed = feed
         self._cache = cache
         self._hub = Hub(store, feed)
+        self._dispatcher = Dispatcher(store, WebhookSender(config.webhooks), config.webhooks)
         self._listening: Listening | None = None
         self._monitor: Monitor | None = None
         self._supervisor: Supervisor | None = None
@@ -134,6 +140,8 @@ class Runtime:
             version=__version__,
             cache=self._cache,
             writes=registrar,
+            webhooks=config.webhooks,
+            dispatcher=self._dispatcher,
         )
         self.app = create_app(backend)
         rpc = source or entries
@@ -148,12 +156,20 @@ class Runtime:
             stopping=backend.stopping.is_set,
             websockets=lambda: backend.sockets.count,
             announce=self._hub.announce,
+            webhooks=self._webhook_status,
+            backlog_alarm_s=config.webhooks.backlog_alarm_s,
         )
         children: list[ChildSpec | Group] = [
             ChildSpec(self._monitor.name, self._monitor.run, drain=self._monitor.drain),
             ChildSpec(self._feed.name, self._feed.run, drain=self._feed.drain),
             ChildSpec(self._hub.name, self._hub.run, drain=self._hub.drain),
             ChildSpec(registrar.name, registrar.run, drain=registrar.drain, inbox=lambda: registrar.waiting),
+            ChildSpec(
+                self._dispatcher.name,
+                self._dispatcher.run,
+                drain=self._dispatcher.drain,
+                drain_s=WEBHOOK_DRAIN_S,
+            ),
             ChildSpec(
                 "http",
                 partial(self._front, backend),
@@ -164,6 +180,12 @@ class Runtime:
         if source is not None or self.push is not None:
             children.append(Group("ingest", pipeline.children))
         return Supervisor("fluxora", children)
+
+    def _webhook_status(self) -> WebhookStatus:
+        status = self._dispatcher.status
+        return WebhookStatus(
+            pending=status.pending, oldest_pending_ms=status.oldest_pending_ms, dead_lettered=status.dead_lettered
+        )
 
     async def _front(self, backend: Backend, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
@@ -189,13 +211,23 @@ async def open_runtime(config: Config) -> AsyncIterator[Runtime]:
     logs.configure_unless_done(config.log_level)
     async with AsyncExitStack() as stack:
         feed: Feed | None = None
+        runtime: Runtime | None = None
 
         def ring() -> None:
             if feed is not None:
                 feed.ring()
 
-        store = await stack.enter_async_context(open_store(config.storage, decimals=config.decimals, wakeup=ring))
+        def ring_for_webhooks() -> None:
+            if runtime is not None:
+                runtime._dispatcher.ring()  # noqa: SLF001 (its own module)
+
+        store = await stack.enter_async_context(
+            open_store(config.storage, decimals=config.decimals, wakeup=ring, webhook_wakeup=ring_for_webhooks)
+        )
         await migrate(store)
+        webhooks = config.webhooks
+        if webhooks.url is not None and webhooks.secret is not None:
+            await store.webhooks.ensure_default(webhooks.url, webhooks.secret)
         cache = StreamCache(store, trusted=lambda: feed is not None and feed.in_touch())
         feed = Feed(store, cache=cache)
         source, entries = await _open_sources(config, stack)

@@ -18,6 +18,7 @@ from fluxora.errors import ConfigError, DecodeError
 from fluxora.logs import LEVELS
 from fluxora.protocol.addresses import is_account_or_contract
 from fluxora.protocol.api_keys import ApiKey, parse_entry
+from fluxora.protocol.signing import Secret
 
 _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 _ORIGIN = re.compile(
@@ -141,6 +142,13 @@ def _api_keys(name: str, text: str) -> tuple[ApiKey, ...]:
                 f"{name}: entry {number} cannot be used: {error}; `fluxora keys new` makes a key and its entry"
             ) from error
     return tuple(keys)
+
+
+def _webhook_secret(name: str, text: str) -> Secret:
+    try:
+        return Secret.parse(text)
+    except DecodeError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _networks(name: str, text: str) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -281,6 +289,36 @@ VARIABLES: tuple[Variable, ...] = (
         "http.cors_origins",
         _origins,
         "origins whose web pages may read answers and open WebSockets: scheme://host[:port], separated by commas",
+    ),
+    Variable(
+        "FLUXORA_WEBHOOK_URL",
+        "webhooks.url",
+        _text,
+        "where every event is sent as a signed webhook: the endpoint `default`, made or changed at the start",
+    ),
+    Variable(
+        "FLUXORA_WEBHOOK_SECRET",
+        "webhooks.secret",
+        _webhook_secret,
+        "secret that its deliveries are signed with; needed where FLUXORA_WEBHOOK_URL is set",
+    ),
+    Variable(
+        "FLUXORA_WEBHOOK_ALLOWED_NETWORKS",
+        "webhooks.allowed_networks",
+        _networks,
+        "private networks that webhooks may be sent to, also by plain http, separated by commas; unset: none",
+    ),
+    Variable(
+        "FLUXORA_WEBHOOK_RETENTION_DAYS",
+        "webhooks.retention_days",
+        _integer(1, 3_650),
+        "days for which finished deliveries are kept, with their attempts",
+    ),
+    Variable(
+        "FLUXORA_WEBHOOK_ALARM_MS",
+        "webhooks.backlog_alarm_s",
+        _milliseconds(1_000, 604_800_000),
+        "wait of the oldest pending delivery above which /health is degraded",
     ),
 )
 

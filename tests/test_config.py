@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stellar_sdk import StrKey
 
-from fluxora.config import MAX_CONTRACTS, AccessConfig, Config, HttpConfig, LimitConfig
+from fluxora.config import MAX_CONTRACTS, AccessConfig, Config, HttpConfig, LimitConfig, WebhookConfig
 from fluxora.errors import ConfigError
 from fluxora.protocol.api_keys import ENTROPY_BYTES, make
+from fluxora.protocol.signing import Secret
 from fluxora.variables import VARIABLES
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +82,25 @@ def test_access_and_limits_arrive() -> None:
     assert Config.from_env({"FLUXORA_AUTH": "open", "FLUXORA_RATE_LIMIT": "1"}) == Config.from_env({})
 
 
+def test_webhooks_arrive() -> None:
+    webhooks = Config.from_env(
+        {
+            "FLUXORA_WEBHOOK_URL": "http://10.1.2.3:8080/hook",
+            "FLUXORA_WEBHOOK_SECRET": "the legacy secret",
+            "FLUXORA_WEBHOOK_ALLOWED_NETWORKS": "10.0.0.0/8, fd00::/8",
+            "FLUXORA_WEBHOOK_RETENTION_DAYS": "7",
+            "FLUXORA_WEBHOOK_ALARM_MS": "1500",
+        }
+    ).webhooks
+    assert webhooks == WebhookConfig(
+        url="http://10.1.2.3:8080/hook",
+        secret=Secret.parse("the legacy secret"),
+        allowed_networks=(ip_network("10.0.0.0/8"), ip_network("fd00::/8")),
+        retention_days=7,
+        backlog_alarm_s=1.5,
+    )
+
+
 def test_every_variable_sets_a_field_that_exists_and_no_two_the_same() -> None:
     paths = [variable.field for variable in VARIABLES if variable.field is not None]
     assert len(set(paths)) == len(paths)
@@ -101,6 +121,11 @@ def test_every_variable_sets_a_field_that_exists_and_no_two_the_same() -> None:
         ({"FLUXORA_API_KEYS": KEY.entry[:-1]}, "entry 1 cannot be used: its scopes"),
         ({"JWT_SECRET": "hunter22" * 3}, "at least 32 bytes"),
         ({"FLUXORA_CORS_ORIGINS": "https://a.example/"}, "without a path"),
+        ({"FLUXORA_WEBHOOK_URL": "https://a.example/hunter22"}, "FLUXORA_WEBHOOK_SECRET: required"),
+        ({"FLUXORA_WEBHOOK_SECRET": "hunter22"}, "FLUXORA_WEBHOOK_URL: required"),
+        ({"FLUXORA_WEBHOOK_SECRET": "whsec_hunter22!"}, "goes on in base64"),
+        ({"FLUXORA_WEBHOOK_URL": "https://10.0.0.1/hunter22", "FLUXORA_WEBHOOK_SECRET": "hunter22"}, "10.0.0.1 is not"),
+        ({"FLUXORA_WEBHOOK_URL": "http://a.example/", "FLUXORA_WEBHOOK_SECRET": "hunter22"}, "plain http"),
     ],
 )
 def test_what_is_wrong_with_access_is_told_without_the_secret(environ: dict[str, str], told: str) -> None:
@@ -178,6 +203,11 @@ def test_the_source_follows_from_what_is_set() -> None:
         ("FLUXORA_CORS_ORIGINS", "https://app.example:"),
         ("FLUXORA_CORS_ORIGINS", "https://user@app.example"),
         ("FLUXORA_CORS_ORIGINS", "https://bücher.example"),
+        ("FLUXORA_WEBHOOK_URL", "https://a.example/"),
+        ("FLUXORA_WEBHOOK_SECRET", "s" * 257),
+        ("FLUXORA_WEBHOOK_ALLOWED_NETWORKS", "consumer.example"),
+        ("FLUXORA_WEBHOOK_RETENTION_DAYS", "0"),
+        ("FLUXORA_WEBHOOK_ALARM_MS", "999"),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_its_variable(name: str, value: str) -> None:
@@ -201,8 +231,12 @@ def test_secrets_are_not_in_the_repr() -> None:
             "STELLAR_RPC_URL": "https://h/hunter22",
             "JWT_SECRET": "hunter22" * 4,
             "FLUXORA_API_KEYS": KEY.entry,
+            "FLUXORA_WEBHOOK_URL": "https://h/hunter22",
+            "FLUXORA_WEBHOOK_SECRET": "hunter22",
         }
     )
+    assert config.webhooks.secret is not None
+    assert config.webhooks.secret.reveal() == "hunter22"
     assert "hunter22" not in repr(config)
     assert KEY.entry[5:27] not in repr(config)
 

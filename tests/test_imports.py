@@ -29,21 +29,19 @@ ROOMS = {
     "backup_commands": {"storage", "config"},
     "status_command": set(),
     "doctor": {"actors", "storage", "config"},
-    "__main__": {
-        "backup_commands",
-        "client",
-        "config",
-        "doctor",
-        "http",
-        "localnet",
-        "protocol",
-        "replay",
-        "runtime",
-        "status_command",
-        "storage",
-        "variables",
+    "webhooks": set(),  # it may be copied into a consumer's project
+    "webhook_listener": {"webhooks"},
+    "webhook_arguments": {"http"},
+    "webhook_tables": {"http", "protocol"},
+    "webhook_commands": {
+        *("webhook_arguments", "webhook_tables", "webhook_listener"),
+        *("http", "actors", "storage", "protocol", "config"),
     },
-    "__init__": {"runtime", "config"},
+    "__main__": {
+        *("runtime", "replay", "client", "backup_commands", "status_command", "doctor", "webhook_commands"),
+        *("webhook_listener", "http", "localnet", "storage", "config", "variables", "protocol"),
+    },
+    "__init__": {"runtime", "config", "webhooks"},
 }
 # framework -> the rooms that may import it
 FRAMEWORKS = {

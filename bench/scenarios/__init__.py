@@ -9,8 +9,19 @@ from bench.scenarios.ingest import Ingest
 from bench.scenarios.rest import Rest
 from bench.scenarios.slow_clients import SlowClients
 from bench.scenarios.sse import Sse
+from bench.scenarios.webhooks import Webhooks
 from bench.scenarios.ws_connections import WsConnections
 from bench.scenarios.ws_fanout import WsFanout
 
-_ALL = (Decode(), Ingest(), ContractScenario(), SlowClients(), Rest(), WsConnections(), WsFanout(), Sse())
+_ALL = (
+    Decode(),
+    Ingest(),
+    ContractScenario(),
+    SlowClients(),
+    Rest(),
+    WsConnections(),
+    WsFanout(),
+    Sse(),
+    Webhooks(),
+)
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

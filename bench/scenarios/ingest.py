@@ -3,6 +3,9 @@
 Four processes: the node, the runtime, PostgreSQL, and this one, which only watches. The clock runs from the moment the
 runtime begins to open until the last ledger's commit is visible. The baseline COPYs the rows that were just recorded
 into the same, indexed tables of an empty database on the same server. A loss, a double or a wrong state fails the run.
+
+With `--endpoints` each event is also recorded as a delivery to each of so many webhook endpoints, whose host has no
+address: what is measured is recording, beside attempts that end at the resolver.
 """
 
 from __future__ import annotations
@@ -58,6 +61,7 @@ class Ingest:
             "--events", type=int, default=100_000, help="events to backfill (1000000 for the real thing)"
         )
         parser.add_argument("--per-ledger", type=int, default=200, help="events in each ledger")
+        parser.add_argument("--endpoints", type=int, default=0, help="webhook endpoints that are to get every event")
         parser.add_argument(
             "--profile", choices=runtime_process.THREADS, help="profile a thread of the runtime (which slows it down)"
         )
@@ -71,7 +75,7 @@ class Ingest:
                 server = EmbeddedServer(folder / "data")
                 server.open()
                 stack.callback(server.close)
-                target, empty = asyncio.run(_databases(server.url))
+                target, empty = asyncio.run(_databases(server.url, run.options.endpoints))
             with run.stage("build the chain"):
                 task = node_process.Task(events=run.options.events, per_ledger=run.options.per_ledger)
                 node = stack.enter_context(Child(node_process.__name__, task, log=folder / "node.log"))
@@ -80,11 +84,13 @@ class Ingest:
             sampler, seconds, profile = self._backfill(run, scene)
             with run.stage("read back"):
                 found = asyncio.run(tables.stored(target))
+                deliveries = asyncio.run(_deliveries(target))
             with run.stage("settle"):
                 asyncio.run(tables.settle(target))
             with run.stage("COPY"):
                 copied, copy_s = asyncio.run(tables.copy_baseline(target, empty, folder))
         _judge_contents(run, found, chain)
+        run.equal("deliveries recorded", deliveries, found.rows * run.options.endpoints)
         ratio = run.compare(
             "events committed",
             ours=chain.events / seconds,
@@ -121,12 +127,37 @@ class Ingest:
         return sampler, ended - began, profile
 
 
-async def _databases(url: str) -> tuple[str, str]:
-    """Two databases: one for the runtime, and one with the schema and no rows."""
+_ENDPOINT = """
+INSERT INTO webhook_endpoints (id, url, description, events, stream_ids, addresses, ordered, rate_limit, max_in_flight,
+    enabled, created_ms, updated_ms, created_position, secret)
+SELECT 'we_' || md5(n::text), 'https://nowhere.invalid/', '', '{}', '{}', '{}', false, 0, 32, true, 0, 0, 0, 'secret'
+FROM generate_series(1, $1::integer) AS n
+"""
+
+
+async def _databases(url: str, endpoints: int) -> tuple[str, str]:
+    """Two databases: one for the runtime, with its webhook endpoints, and one with the schema and no rows."""
     target = await tables.create_database(url, "ingested")
+    if endpoints:
+        await tables.migrate(target)
+        connection = await asyncpg.connect(target)
+        try:
+            await connection.execute(_ENDPOINT, endpoints)
+            await connection.execute("UPDATE log_head SET webhooks = true")
+        finally:
+            await connection.close()
     empty = await tables.create_database(url, "copied")
     await tables.migrate(empty)
     return target, empty
+
+
+async def _deliveries(url: str) -> int:
+    connection = await asyncpg.connect(url)
+    try:
+        count: int = await connection.fetchval("SELECT count(*) FROM webhook_deliveries")
+        return count
+    finally:
+        await connection.close()
 
 
 async def _watch(url: str, last_ledger: int, runtime: Child) -> tuple[float, list[tuple[float, int]]]:

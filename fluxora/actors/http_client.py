@@ -1,10 +1,11 @@
 """A small HTTP/1.1 client on trio: h11 for the protocol, trio streams for the bytes.
 
 It reuses kept-alive connections, verifies TLS against the system's trust store, bounds each phase in time and the
-answer in size, asks for no compression and follows no redirect. A connection carries one exchange at a time, and
-whatever interrupts an exchange (an error, a deadline, cancellation) closes its connection, so that no answer is ever
-read by the wrong caller. A request that was sent on a kept-alive connection which then turns out dead, without one byte
-of an answer, is sent once more on a fresh one: callers must tolerate that a request is delivered twice.
+answer in size (what is longer is refused, or cut off), asks for no compression and follows no redirect. A connection
+carries one exchange at a time, and whatever interrupts an exchange (an error, a deadline, cancellation) closes its
+connection, so that no answer is ever read by the wrong caller. A request that was sent on a kept-alive connection which
+then turns out dead, without one byte of an answer, is sent once more on a fresh one: callers must tolerate that a
+request is delivered twice.
 
 `begin` writes a request and leaves the answer in the socket, `Exchange.reply` reads it: work fits in between, without a
 task of its own. `request` does both.
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import h11
@@ -106,11 +108,12 @@ class Target:
 
 @dataclass(frozen=True)
 class HttpReply:
-    """A complete answer, of whatever status. Header names are lower case."""
+    """An answer, of whatever status: complete, or `cut` off where it got too long. Header names are lower case."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    cut: bool = False
 
     def header(self, name: str) -> str | None:
         """Return the first value of header `name` (lower case)."""
@@ -132,7 +135,10 @@ class _Connection:
 
 
 class Exchange:
-    """A request that has been written and whose answer has not been read. Read it once, or abort it."""
+    """A request that has been written and whose answer has not been read. Read it once, or abort it.
+
+    `status` is that of the answer as soon as its head is there, also where the rest of it never comes.
+    """
 
     def __init__(
         self, client: HttpClient, target: Target, head: h11.Request, body: bytes, deadlines: Deadlines
@@ -145,6 +151,7 @@ class Exchange:
         self._connection: _Connection | None = None
         self._was_reused = False
         self._arrived = False
+        self.status: int | None = None
 
     async def reply(self) -> HttpReply:
         """Read the whole answer.
@@ -210,7 +217,6 @@ class Exchange:
         return reply
 
     async def _read_events(self, connection: _Connection) -> HttpReply:
-        status = 0
         headers: tuple[tuple[str, str], ...] = ()
         body = bytearray()
         limit = self._client.max_body_bytes
@@ -221,13 +227,19 @@ class Exchange:
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > limit:
-                    raise ExchangeFailed(Fault.TOO_LARGE, f"the answer is longer than {limit} bytes")
+                    if self._client.overlong == "refuse":
+                        raise ExchangeFailed(Fault.TOO_LARGE, f"the answer is longer than {limit} bytes")
+                    assert self.status is not None, "a body follows its head"
+                    return HttpReply(self.status, headers, bytes(body[:limit]), cut=True)
             elif isinstance(event, h11.EndOfMessage):
-                return HttpReply(status, headers, bytes(body))
+                assert self.status is not None, "an end follows its head"
+                return HttpReply(self.status, headers, bytes(body))
             elif isinstance(event, h11.Response):
-                status = event.status_code
+                self.status = event.status_code
                 headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers)
-                if any(name == "content-length" and int(value) > limit for name, value in headers):
+                if self._client.overlong == "refuse" and any(
+                    name == "content-length" and int(value) > limit for name, value in headers
+                ):
                     raise ExchangeFailed(Fault.TOO_LARGE, f"an answer longer than {limit} bytes was announced")
             elif not isinstance(event, h11.InformationalResponse):
                 raise ExchangeFailed(Fault.MALFORMED, f"unexpected {type(event).__name__} in the answer")
@@ -251,6 +263,7 @@ class Exchange:
 class HttpClient:
     """Connections to any number of hosts; at most `max_idle` are kept alive, the longest idle is closed first.
 
+    An answer whose body is longer than `max_body_bytes` is refused, or cut off there and its connection closed.
     `tls` replaces the default context (the system's trust store, certificate and host name verified).
     """
 
@@ -259,12 +272,14 @@ class HttpClient:
         *,
         deadlines: Deadlines | None = None,
         max_body_bytes: int = 64 * 1024 * 1024,
+        overlong: Literal["refuse", "cut"] = "refuse",
         max_idle: int = 16,
         tls: ssl.SSLContext | None = None,
         user_agent: str = "fluxora",
     ) -> None:
         self.deadlines = deadlines or Deadlines()
         self.max_body_bytes = max_body_bytes
+        self.overlong = overlong
         self._max_idle = max_idle
         self._tls = tls
         self._user_agent = user_agent

@@ -46,6 +46,8 @@ class Monitor:
         stopping: Callable[[], bool],
         websockets: Callable[[], int] = lambda: 0,
         announce: Callable[[ServiceEvent, str, int], Awaitable[None]] | None = None,
+        webhooks: Callable[[], WebhookStatus] = WebhookStatus,
+        backlog_alarm_s: float = 300.0,
     ) -> None:
         self._version = version
         self._store = store
@@ -57,6 +59,8 @@ class Monitor:
         self._stopping = stopping
         self._websockets = websockets
         self._announce = announce
+        self._webhooks = webhooks
+        self._backlog_alarm_s = backlog_alarm_s
         self._database = DatabaseStatus(status="unavailable")
         self._began = time.time()
         self._stop = trio.CancelScope()
@@ -67,8 +71,11 @@ class Monitor:
         self._stop.cancel(reason="the monitor is stopping")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Probe until stopped. A stall is logged when it begins and when it ends, what clients lack is announced."""
-        stalled, lacking = False, ""
+        """Probe until stopped.
+
+        A stall and a backlog are logged when they begin and when they end; what clients lack is announced.
+        """
+        stalled, behind, lacking = False, False, ""
         with trio.CancelScope() as self._stop:  # one for each run, since the supervisor may run it again
             await self._probe()
             task_status.started()
@@ -81,6 +88,15 @@ class Monitor:
                     write = self._log.error if stalled else self._log.info
                     write(
                         "monitor.indexer_stalled" if stalled else "monitor.indexer_recovered", summary=indexer.summary
+                    )
+                backlog = self._webhooks()
+                if self._is_behind(backlog) != behind:
+                    behind = not behind
+                    told = self._log.warning if behind else self._log.info
+                    told(
+                        "monitor.webhooks_behind" if behind else "monitor.webhooks_recovered",
+                        pending=backlog.pending,
+                        oldest_pending_ms=backlog.oldest_pending_ms,
                     )
                 lacking = await self._tell(lacking, self._lacking(indexer))
 
@@ -110,24 +126,31 @@ class Monitor:
     def report(self) -> HealthReport:
         """The body of GET /health."""
         now = time.time()
-        indexer, actors = self._indexer(now), self._actors()
+        indexer, actors, webhooks = self._indexer(now), self._actors(), self._webhooks()
         return HealthReport(
-            status=self._verdict(indexer, actors),
+            status=self._verdict(indexer, actors, webhooks),
             version=self._version,
             timestamp=_rfc3339(now),
             ws_connections=self._websockets(),
             indexer=indexer,
             dependencies=Dependencies(database=self._database, stellar_rpc=self._rpc_status()),
-            webhooks=WebhookStatus(),
+            webhooks=webhooks,
             actors=actors,
         )
 
-    def _verdict(self, indexer: IndexerStatus, actors: list[ActorStatus]) -> Literal["ok", "degraded", "unavailable"]:
+    def _is_behind(self, backlog: WebhookStatus) -> bool:
+        """The oldest pending delivery has waited too long."""
+        return (backlog.oldest_pending_ms or 0) > self._backlog_alarm_s * 1000
+
+    def _verdict(
+        self, indexer: IndexerStatus, actors: list[ActorStatus], webhooks: WebhookStatus
+    ) -> Literal["ok", "degraded", "unavailable"]:
         if self._stopping() or self._database.status != "ok":
             return "unavailable"
         unwell = (
             indexer.status in {"starting", "stalled"}
             or indexer.reorg_detected
+            or self._is_behind(webhooks)
             or any(actor.state == "restarting" for actor in actors)
         )
         return "degraded" if unwell else "ok"

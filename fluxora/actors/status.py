@@ -58,7 +58,7 @@ class Dependencies(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class WebhookStatus(msgspec.Struct, rename="camel", kw_only=True):
-    """The delivery backlog."""
+    """The delivery backlog: deliveries that are pending or dead-lettered, and the age of the oldest pending one."""
 
     pending: int = 0
     oldest_pending_ms: int | None = None

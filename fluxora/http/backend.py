@@ -10,10 +10,11 @@ from typing import Protocol
 import msgspec
 import trio
 
+from fluxora.actors.dispatcher import Dispatcher
 from fluxora.actors.hub import Hub
 from fluxora.actors.status import HealthReport
 from fluxora.actors.stream_cache import StreamCache
-from fluxora.config import HttpConfig
+from fluxora.config import HttpConfig, WebhookConfig
 from fluxora.http.access import Access
 from fluxora.http.access_log import AccessLog
 from fluxora.http.client_address import ClientAddress
@@ -105,6 +106,8 @@ class Backend:
     version: str
     cache: StreamCache
     writes: Writes
+    webhooks: WebhookConfig = field(default_factory=WebhookConfig)
+    dispatcher: Dispatcher | None = None
     clock: Callable[[], float] = time.time
     stopping: trio.Event = field(default_factory=trio.Event)
     access: Access = field(init=False)
@@ -132,4 +135,10 @@ class Backend:
             flush_s=config.write_timeout_s,
             clock=self.clock,
         )
-        self.exposition = Exposition(self.metrics, self.sockets, self.health, lambda: self.cache)
+        self.exposition = Exposition(
+            self.metrics,
+            self.sockets,
+            self.health,
+            lambda: self.cache,
+            lambda: None if self.dispatcher is None else self.dispatcher.status,
+        )

@@ -130,6 +130,50 @@ def of_json(kind: type, expected: str) -> Reader:
     return Reader(from_text, from_json)
 
 
+def reader_of(kind: Any) -> Reader:
+    """The reader of one of the types below, for a list of it."""
+    reader = kind.__metadata__[0].extra["read"]
+    assert isinstance(reader, Reader)
+    return reader
+
+
+def list_of(item: Reader, most: int, expected: str) -> Reader:
+    """A reader of a JSON list of up to `most` different values; it becomes a tuple. `expected` names them in plural."""
+
+    def from_text(_text: str) -> Any:
+        raise Invalid("INVALID_TYPE", f"A list of {expected} is needed")
+
+    def from_json(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise Invalid("INVALID_TYPE", f"A list of {expected} is needed")
+        if len(value) > most:
+            raise Invalid("OUT_OF_RANGE", f"At most {most} {expected} can be given, got {len(value)}")
+        read: dict[Any, None] = {}
+        for nth, given in enumerate(value, 1):
+            try:
+                member = item.json(given)
+            except Invalid as error:
+                raise Invalid(error.code, f"Item {nth}: {error}") from error
+            if member in read:
+                raise Invalid("INVALID_VALUE", f"Item {nth} stands there twice")
+            read[member] = None
+        return tuple(read)
+
+    return Reader(from_text, from_json)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise Invalid("INVALID_TYPE", "true or false is needed")
+    return value
+
+
+def _flag_text(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise Invalid("INVALID_VALUE", "true or false is needed")
+    return text == "true"
+
+
 def _yes(value: Any) -> bool:
     if value is not True:
         raise Invalid("INVALID_VALUE", "true is needed")
@@ -249,6 +293,8 @@ Yes = Annotated[
     bool,
     Meta(extra_json_schema={"const": True}, extra={"read": Reader(_yes, _yes)}),
 ]
+
+Flag = Annotated[bool, Meta(extra={"read": Reader(_flag_text, _flag)})]
 
 # The text is all that its reader sees: the model that has the filters puts the position in its place.
 Cursor = Annotated[

@@ -7,13 +7,15 @@ bounded: a route's pattern, never a path; a known method; a status; an actor's n
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from fluxora.actors.deliveries import LATENCY_BOUNDS_S, DispatcherStatus
 from fluxora.actors.status import HealthReport
 from fluxora.actors.stream_cache import StreamCache
 from fluxora.http.exchange import Reply, Request
@@ -66,10 +68,7 @@ class HttpMetrics:
             labels=["method", "route", "status"],
         )
         for (method, route, status), durations in self._served.items():
-            buckets, total = [], 0
-            for bound, count in zip((*map(str, BOUNDS_S), "+Inf"), durations.counts, strict=True):
-                total += count
-                buckets.append((bound, total))
+            buckets = _buckets(BOUNDS_S, durations.counts)
             histogram.add_metric([method, route, str(status)], buckets, durations.seconds)
         yield histogram
         refused = CounterMetricFamily(
@@ -104,6 +103,7 @@ class Exposition:
         sockets: Sockets,
         health: Callable[[], HealthReport],
         cache: Callable[[], StreamCache | None],
+        webhooks: Callable[[], DispatcherStatus | None],
     ) -> None:
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -115,6 +115,7 @@ class Exposition:
                     lambda: _of_sockets(sockets),
                     lambda: _of_health(health()),
                     lambda: _of_cache(cache()),
+                    lambda: _of_webhooks(webhooks()),
                 )
             )
         )
@@ -199,6 +200,34 @@ def _of_cache(cache: StreamCache | None) -> Iterable[Metric]:
     kept.add_metric(["stream"], status.streams)
     kept.add_metric(["page"], status.pages)
     yield kept
+
+
+def _of_webhooks(status: DispatcherStatus | None) -> Iterable[Metric]:
+    if status is None:
+        return
+    yield GaugeMetricFamily("fluxora_webhook_pending", "Deliveries that wait.", value=status.pending)
+    yield GaugeMetricFamily(
+        "fluxora_webhook_oldest_pending_seconds",
+        "How long the oldest of them has waited; 0 where none waits.",
+        value=_seconds(status.oldest_pending_ms) or 0.0,
+    )
+    yield GaugeMetricFamily("fluxora_webhook_dead_lettered", "Deliveries given up.", value=status.dead_lettered)
+    yield GaugeMetricFamily("fluxora_webhook_in_flight", "Deliveries on their way from here.", value=status.in_flight)
+    yield GaugeMetricFamily(
+        "fluxora_webhook_breakers_open", "Endpoints that are left alone for a while.", value=status.breakers_open
+    )
+    attempts = CounterMetricFamily("fluxora_webhook_attempts", "Attempts made from here.", labels=["outcome"])
+    for outcome, count in status.attempts.items():
+        attempts.add_metric([outcome], count)
+    yield attempts
+    durations = HistogramMetricFamily("fluxora_webhook_attempt_duration_seconds", "Time that an attempt took.")
+    durations.add_metric([], _buckets(LATENCY_BOUNDS_S, status.latency_counts), status.latency_s)
+    yield durations
+
+
+def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, int]]:
+    """Cumulative counts by their upper bounds; `counts` has one more, for what is above all bounds."""
+    return list(zip((*map(str, bounds), "+Inf"), accumulate(counts), strict=True))
 
 
 def _state(name: str, text: str, now: str, states: tuple[str, ...]) -> Metric:

@@ -76,7 +76,7 @@ def _operation(route: Route, operation: Operation, of_type: dict[Any, Schema]) -
         content: dict[str, Any] = {"schema": of_type[operation.body]}
         if operation.example is not None:
             content["example"] = operation.example
-        shape["requestBody"] = {"required": True, "content": {_JSON: content}}
+        shape["requestBody"] = {"required": operation.body_required, "content": {_JSON: content}}
     limited = route.access.kind is not None
     replies = {
         str(status): _reply(reply, of_type, limited=limited) for status, reply in sorted(operation.replies.items())

@@ -81,7 +81,7 @@ REPLY_HEADERS: dict[str, Any] = {
     "ETag": _header(
         "Weak: the state's version and the second.", {"type": "string", "pattern": '^W/".+"$'}, always=True
     ),
-    "Location": _header("The path of the new stream.", {"type": "string", "format": "uri-reference"}, always=True),
+    "Location": _header("The path of what is new.", {"type": "string", "format": "uri-reference"}, always=True),
     "Idempotency-Replayed": _header("This is the first answer again.", {"type": "string", "const": "true"}),
     "Content-Disposition": _header("The name of the file.", _TEXT, always=True),
     "Retry-After": _header("Seconds to wait.", _NUMBER, always=True),

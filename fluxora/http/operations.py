@@ -48,7 +48,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One method of one path. `path` are the types of the path's parts, `query` and `body` the models that read them.
 
     `headers` name request headers that it heeds, `refusals` the error statuses that do not follow from the rest.
-    `example` is a whole body. `token` is for the route that has a credential of its own.
+    `example` is a whole body, which may be left out unless `body_required`. `token` is for the route that has a
+    credential of its own.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     query: type[msgspec.Struct] | None = None
     headers: tuple[str, ...] = ()
     body: type[msgspec.Struct] | None = None
+    body_required: bool = True
     example: Mapping[str, Any] | None = None
     replies: Mapping[int, Answered]
     refusals: tuple[int, ...] = ()
@@ -70,6 +72,7 @@ TAGS = {
     "Events": "The append-only log: every change, in the order of its commit.",
     "Treasury": "What one address has in streams.",
     "Exports": "Whole lists, sent while they are read.",
+    "Webhooks": "Events sent to receivers by HTTP, signed; these routes are for operators, as Administration is.",
     "Service": "The service itself.",
     "Administration": "For operators; not there until a credential with the scope `admin` is configured.",
     "Ingest": "For the worker that pushes events; not there until its token is configured.",

@@ -32,6 +32,8 @@ from fluxora.http import (
     streams,
     treasury,
     upgrade,
+    webhook_operations,
+    webhooks,
     writes,
 )
 from fluxora.http.backend import Backend
@@ -107,6 +109,31 @@ def document(version: str) -> bytes:
     return openapi.document(ROUTES, version)
 
 
+def _of_webhooks() -> tuple[Route, ...]:
+    """The routes of webhooks and of the admin log: for the scope admin alone, and only where somebody can have it."""
+    endpoint = "/api/admin/webhooks/endpoints/{id}"
+    delivery = "/api/admin/webhooks/deliveries/{id}"
+    said = webhook_operations
+    return tuple(
+        Route(method, pattern, handler, ADMIN if method == "GET" else ADMIN_WRITE, operation, open=admin.is_open)
+        for method, pattern, handler, operation in (
+            ("GET", "/api/admin/webhooks/endpoints", webhooks.list_endpoints, said.LIST_ENDPOINTS),
+            ("POST", "/api/admin/webhooks/endpoints", webhooks.create_endpoint, said.CREATE_ENDPOINT),
+            ("GET", endpoint, webhooks.get_endpoint, said.GET_ENDPOINT),
+            ("PATCH", endpoint, webhooks.change_endpoint, said.CHANGE_ENDPOINT),
+            ("DELETE", endpoint, webhooks.delete_endpoint, said.DELETE_ENDPOINT),
+            ("POST", f"{endpoint}/rotate", webhooks.rotate_secret, said.ROTATE_SECRET),
+            ("POST", f"{endpoint}/test", webhooks.send_test, said.TEST_ENDPOINT),
+            ("GET", f"{endpoint}/deliveries", webhooks.list_deliveries, said.LIST_DELIVERIES),
+            ("POST", f"{endpoint}/replay", webhooks.replay, said.REPLAY),
+            ("GET", "/api/admin/webhooks/dead-letters", webhooks.list_dead_letters, said.DEAD_LETTERS),
+            ("GET", delivery, webhooks.get_delivery, said.GET_DELIVERY),
+            ("POST", f"{delivery}/redeliver", webhooks.redeliver, said.REDELIVER),
+            ("GET", "/api/admin/log", webhooks.admin_log, said.ADMIN_LOG),
+        )
+    )
+
+
 _STREAM = "/api/streams/{id}"
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/", index.index, PUBLIC, operations.INDEX),
@@ -175,6 +202,7 @@ ROUTES: tuple[Route, ...] = (
         operations.ADMIN_DISCONNECT,
         open=admin.is_open,
     ),
+    *_of_webhooks(),
     Route(
         "POST",
         "/internal/indexer/contract-events",

@@ -4,7 +4,8 @@ Order of things
 - The log head is locked first and until the commit; no row means that another replica holds a newer lease.
 - Batches are applied in order. An event in chain order is folded onto the state at hand. One that is older than what
   its stream has seen is late: its stream is folded again from all its events at the end of the batch (refold.py).
-- Rows wait in memory and are written together; before anything is read back from the tables they are flushed.
+- Rows wait in memory and are written together; before anything is read back from the tables they are flushed. What
+  webhooks get of them is inserted behind them.
 - States are kept between appends of one lease, for nobody else may write chain streams meanwhile. Any failure empties
   that cache, since it may have seen what was not committed.
 """
@@ -22,6 +23,7 @@ from fluxora.protocol.contract import ContractEvent
 from fluxora.protocol.fold import Folded, fold
 from fluxora.protocol.messages import LogEvent, payload_for, stream_id
 from fluxora.storage import statements as sql
+from fluxora.storage import webhook_outbox
 from fluxora.storage.pool import Connection
 from fluxora.storage.records import Appended, BatchOutcome
 from fluxora.storage.refold import BIRTH, Refolded, refold
@@ -41,6 +43,7 @@ class Append:
         self._decimals = decimals
         self._lease = lease
         self._seen: dict[str, int] = {}  # ids recorded by this append, and their ledgers
+        self._undone: list[int] = []  # positions that this append takes back
         self.slots: dict[str, Slot] = {}
         self.writer = Writer(connection)
 
@@ -70,6 +73,8 @@ class Append:
         await self._load(_before_any_rewind(batches))
         outcomes = [await self._apply(batch) for batch in batches]
         await self.writer.flush(self.slots.values())
+        if head["webhooks"] and self.writer.events:
+            await webhook_outbox.record(self._connection, self.writer.events, self._undone)
         await self.writer.finish(self.epoch, self.complete_through, self.newest)
         return Appended(self.writer.position, self.epoch, self.writer.events, outcomes, self.writer.streams)
 
@@ -253,6 +258,7 @@ class Append:
         undone = await take_back(self._connection, self.epoch, ledger, self.writer.position + 1)
         if not undone.count:
             return 0
+        self._undone += undone.positions
         result = await refold(self._connection, self.epoch, set(undone.streams))
         await self._settle(result)
         for key in undone.corrected:

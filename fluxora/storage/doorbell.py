@@ -1,6 +1,7 @@
 """The doorbell: one connection that listens for `fluxora_log` and rings when something was appended, here or elsewhere.
 
 It only says "look": a lost ring costs latency, for readers poll as well. It reconnects by itself and rings after that.
+A ring has the position that the log has reached, or is empty: then there may be webhooks to send.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ BACKOFF_S = (0.2, 5.0)
 log = logs.get("doorbell")
 
 
-async def listen(url: str, config: StorageConfig, ring: Callable[[], None]) -> None:
-    """On the bridge's thread, until cancelled: call `ring` for each append and after each reconnect."""
+async def listen(url: str, config: StorageConfig, ring: Callable[[str], None]) -> None:
+    """On the bridge's thread, until cancelled: call `ring` with what is said, and with "" after each reconnect."""
     wait_s, longest_s = BACKOFF_S
     while True:
         try:
@@ -37,14 +38,14 @@ async def listen(url: str, config: StorageConfig, ring: Callable[[], None]) -> N
         wait_s = min(longest_s, wait_s * 2)
 
 
-async def _listen_once(url: str, config: StorageConfig, ring: Callable[[], None]) -> None:
+async def _listen_once(url: str, config: StorageConfig, ring: Callable[[str], None]) -> None:
     """One connection's life. Returns when it ends; StorageUnavailable when it cannot be made."""
     connection = await connect(url, config)
     ended = asyncio.Event()
     try:
         connection.add_termination_listener(lambda _connection: ended.set())
-        await connection.add_listener(CHANNEL, lambda *_: ring())
-        ring()
+        await connection.add_listener(CHANNEL, lambda _connection, _pid, _channel, said: ring(said))
+        ring("")
         while not ended.is_set():
             try:
                 await asyncio.wait_for(ended.wait(), CHECK_EVERY_S)

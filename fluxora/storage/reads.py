@@ -163,13 +163,13 @@ async def events(connection: Connection, query: EventQuery) -> list[LogEvent]:
     """A page of the log in position order."""
     if query.ledger_from is None and query.ledger_to is None:
         text, values = event_page(query, query.after, None)
-        return [_event(row) for row in await connection.fetch(text, *values)]
+        return [log_event(row) for row in await connection.fetch(text, *values)]
     found: list[LogEvent] = []
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         for first, last in await _position_ranges(connection, query):
             text, values = event_page(query, max(query.after, first - 1), last)
             values[-1] -= len(found)
-            found += [_event(row) for row in await connection.fetch(text, *values)]
+            found += [log_event(row) for row in await connection.fetch(text, *values)]
             if len(found) >= query.limit:
                 break
     return found
@@ -287,7 +287,8 @@ def _record(row: Any) -> StreamRecord:
     )
 
 
-def _event(row: Any) -> LogEvent:
+def log_event(row: Any) -> LogEvent:
+    """The event of a row that has the columns of the log."""
     return LogEvent(
         row["position"],
         row["event_id"],

@@ -5,7 +5,8 @@ Order of things
   order with each other and with the appends of the chain, and `ingest_cursor` is only read.
 - Then everything that the commands may touch is read at once. They are applied in memory, in their order, so that one
   sees what those before it did. One that cannot be carried out is an outcome like any other.
-- What has changed is written by one statement. Where nothing has, nothing is committed, and no flush is waited for.
+- What has changed is written by one statement, and what webhooks get of it behind that. Where nothing has, nothing is
+  committed, and no flush is waited for.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fluxora.protocol import lifecycle
 from fluxora.protocol.lifecycle import Step
 from fluxora.protocol.messages import LogEvent, StreamRecord, encode_view, with_change
 from fluxora.protocol.streams import unpack_state
-from fluxora.storage import rows
+from fluxora.storage import rows, webhook_outbox
 from fluxora.storage import statements as sql
 from fluxora.storage.pool import Connection
 from fluxora.storage.records import (
@@ -62,6 +63,8 @@ async def register(connection: Connection, commands: Sequence[Command]) -> Commi
             outcomes.append(group.outcome(command))
         if group.events:
             await connection.execute(sql.RECORD_COMMANDS, *group.values())
+            if group.webhooks:
+                await webhook_outbox.record(connection, group.events, ())
         await connection.execute("COMMIT" if group.events else "ROLLBACK")
     except BaseException:
         await connection.execute("ROLLBACK")
@@ -88,6 +91,7 @@ class _Group:
     def __init__(self, now_ms: int) -> None:
         self.now_ms = now_ms
         self.events: list[LogEvent] = []
+        self.webhooks = False  # True where an endpoint may be enabled
         self._position = 0
         self._epoch = 0
         self._streams: dict[str, StreamRecord] = {}
@@ -99,6 +103,7 @@ class _Group:
     def read(self, found: Sequence[Any]) -> None:
         """Take the rows of READ_FOR_COMMANDS."""
         self._position, self._epoch = found[0]["head"], found[0]["now_epoch"]
+        self.webhooks = found[0]["webhooks"]
         for row in found:
             if row["key"] is not None:
                 self._answers[row["scope"], row["key"]] = _Answer(row["fingerprint"], row["id"], row["body"])

@@ -22,7 +22,9 @@ REVERTED = "stream.reverted"
 
 
 class Undone(msgspec.Struct):
-    """Marked events: their ids by stream and, where they concern none, by contract. Rows begin at `first_position`.
+    """Marked events: their positions, and their ids by stream and, where they concern none, by contract.
+
+    The rows that say so begin at `first_position`.
 
     `corrected` are the streams that lost what a ledger entry had told, and so need it read again.
     """
@@ -31,6 +33,7 @@ class Undone(msgspec.Struct):
     ledger: int
     first_position: int
     count: int
+    positions: list[int]
     streams: dict[str, list[str]]
     contracts: dict[str, list[str]]
     corrected: set[str]
@@ -59,7 +62,7 @@ async def take_back(connection: Connection, epoch: int, ledger: int, first_posit
     await connection.execute(sql.FORGET_LEDGERS, epoch, ledger)
     await connection.execute(sql.AGE_WANTS, ledger)
     rows = await connection.fetch(sql.UNDONE, epoch, ledger)
-    undone = Undone(epoch, ledger, first_position, 0, {}, {}, set())
+    undone = Undone(epoch, ledger, first_position, 0, [row["position"] for row in rows], {}, {}, set())
     for row in rows:
         undone.count += not row["event_id"].endswith(BIRTH)
         if row["stream_id"] is None:
@@ -72,7 +75,7 @@ async def take_back(connection: Connection, epoch: int, ledger: int, first_posit
     contract_marks = {key: first_position + len(marks) + at for at, key in enumerate(sorted(undone.contracts))}
     await connection.execute(
         sql.MARK_REVERTED,
-        [row["position"] for row in rows],
+        undone.positions,
         [contract_marks[row["contract_id"]] if row["stream_id"] is None else marks[row["stream_id"]] for row in rows],
     )
     return undone

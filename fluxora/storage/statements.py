@@ -6,7 +6,7 @@ from fluxora.storage.rows import CHANGING_COLUMNS
 
 # Both rows are locked, and so are read as of the moment the lock is held, not as of the statement's start.
 LOCK_HEAD = """
-SELECT h.position, h.run_position, h.run_ledger, c.epoch, c.complete_through, c.newest_event_id
+SELECT h.position, h.run_position, h.run_ledger, h.webhooks, c.epoch, c.complete_through, c.newest_event_id
 FROM log_head h, ingest_cursor c WHERE h.lease = $1 FOR UPDATE OF h, c
 """
 
@@ -96,7 +96,7 @@ WHERE stream_id = ANY($1) AND reverted_by IS NULL AND raw IS NOT NULL
 LOCK_FOR_COMMANDS = "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT FROM log_head FOR UPDATE"
 
 READ_FOR_COMMANDS = """
-SELECT h.position AS head, c.epoch AS now_epoch, found.*
+SELECT h.position AS head, h.webhooks, c.epoch AS now_epoch, found.*
 FROM log_head h CROSS JOIN ingest_cursor c LEFT JOIN (
     SELECT id, origin, epoch, decimals, state, position, created_position, created_ms, updated_ms,
            NULL::text AS scope, NULL::text AS key, NULL::bytea AS fingerprint, NULL::bytea AS body

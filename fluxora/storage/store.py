@@ -49,6 +49,7 @@ from fluxora.storage.records import (
     StreamQuery,
 )
 from fluxora.storage.slots import SlotCache
+from fluxora.storage.webhooks import WebhookStore
 
 __all__ = [
     "Appended",
@@ -80,7 +81,10 @@ REWIND_LIMIT_S = 600.0  # a rollback or a new epoch may touch every stream
 
 
 class Store:
-    """Handle on an open store; made by `open_store`. Methods may be called from any task."""
+    """Handle on an open store; made by `open_store`. Methods may be called from any task.
+
+    `webhooks` are the methods for webhooks.
+    """
 
     def __init__(
         self, config: StorageConfig, url: str, bridge: Bridge, pool: Pool, decimals: Mapping[str, int]
@@ -93,6 +97,7 @@ class Store:
         self._cache = SlotCache(CACHED_STREAMS)
         self._appending: asyncio.Lock | None = None  # made on the bridge's thread; appends share the cache
         self._adding_up: asyncio.Semaphore | None = None  # made there too
+        self.webhooks = WebhookStore(self._read, self._write)
 
     @property
     def url(self) -> str:
@@ -224,12 +229,17 @@ class Store:
 
 @asynccontextmanager
 async def open_store(
-    config: StorageConfig, *, decimals: Mapping[str, int], wakeup: Callable[[], object] | None = None
+    config: StorageConfig,
+    *,
+    decimals: Mapping[str, int],
+    wakeup: Callable[[], object] | None = None,
+    webhook_wakeup: Callable[[], object] | None = None,
 ) -> AsyncIterator[Store]:
     """Start the bridge, the pool, and PostgreSQL itself where `database_url` is unset. Does not migrate.
 
     A server of one's own need not be up yet. `wakeup` is called in the trio thread after each append, by whichever
-    process, and may be called without one. `decimals` are those of the contracts' tokens (7 where missing).
+    process, and may be called without one; `webhook_wakeup` in the same way where there may be deliveries to send.
+    `decimals` are those of the contracts' tokens (7 where missing).
 
     Raises:
         ConfigError: embedded PostgreSQL cannot be started.
@@ -242,7 +252,7 @@ async def open_store(
         pool = await bridge.run(Pool.open, bridge, url, config)
         try:
             if wakeup is not None:
-                bridge.spawn(listen, url, config, _in_trio(wakeup))
+                bridge.spawn(listen, url, config, _bells(wakeup, webhook_wakeup))
             yield Store(config, url, bridge, pool, decimals)
         finally:
             with trio.move_on_after(config.connect_timeout_s, shield=True):
@@ -254,6 +264,19 @@ async def _close(bridge: Bridge, pool: Pool) -> None:
         await bridge.run(pool.close, deadline_s=3)
     except StorageUnavailable:
         return  # it was cut; there is nobody to tell
+
+
+def _bells(wakeup: Callable[[], object], webhook_wakeup: Callable[[], object] | None) -> Callable[[str], None]:
+    """What the doorbell rings, on the bridge's thread."""
+    ring = _in_trio(wakeup)
+    ring_for_webhooks = None if webhook_wakeup is None else _in_trio(webhook_wakeup)
+
+    def rung(said: str) -> None:
+        ring()
+        if not said and ring_for_webhooks is not None:
+            ring_for_webhooks()
+
+    return rung
 
 
 def _in_trio(wakeup: Callable[[], object]) -> Callable[[], None]:

@@ -248,6 +248,27 @@ async def test_body_without_a_length_is_bounded_too():
     client.close()
 
 
+async def test_long_answer_may_be_cut_instead_and_its_connection_is_not_used_again():
+    client = HttpClient(max_body_bytes=1000, overlong="cut")
+    answers = [Answer(status=418, body=b"x" * 100_000), Answer(body=b"y" * 1000)]
+    async with running(lambda _method, _params: answers.pop(0)) as [node]:
+        cut = await post(client, node)
+        whole = await post(client, node)
+        assert (cut.status, cut.body, cut.cut) == (418, b"x" * 1000, True)
+        assert (whole.status, whole.body, whole.cut) == (200, b"y" * 1000, False)
+        assert node.connections == 2
+    client.close()
+
+
+async def test_status_is_known_though_the_rest_of_the_answer_never_comes(client):
+    async with running(fixed(Answer(status=503, body=b"x" * 100, cut=10))) as [node]:
+        exchange = await client.begin("POST", Target.parse(node.url), body=b"{}")
+        assert exchange.status is None
+        with pytest.raises(ExchangeFailed):
+            await exchange.reply()
+        assert exchange.status == 503
+
+
 async def test_answer_that_trickles_is_bounded_in_total(client):
     async def trickle(stream):
         await stream.receive_some(10_000)

@@ -13,7 +13,7 @@ from chain_events import header
 from fluxora.actors.monitor import Monitor
 from fluxora.actors.progress import Progress
 from fluxora.actors.sources import SourceStatus
-from fluxora.actors.status import ActorStatus
+from fluxora.actors.status import ActorStatus, WebhookStatus
 from fluxora.config import StorageConfig
 from fluxora.storage.store import Store, open_store
 
@@ -29,6 +29,7 @@ class Bench:
         self.rpc = SourceStatus(endpoint="node.example")
         self.actors = [RUNNING]
         self.stopping = False
+        self.webhooks = WebhookStatus()
         self.monitor = Monitor(
             version="1.2.3",
             store=store,  # type: ignore[arg-type]
@@ -38,6 +39,8 @@ class Bench:
             stall_threshold_s=THRESHOLD_S,
             actors=lambda: self.actors,
             stopping=lambda: self.stopping,
+            webhooks=lambda: self.webhooks,
+            backlog_alarm_s=60.0,
         )
 
     def synced(self, seconds_ago: float) -> None:
@@ -117,6 +120,14 @@ async def test_a_restarting_actor_degrades(bench: Bench) -> None:
     assert bench.monitor.report().actors == bench.actors
 
 
+async def test_deliveries_that_wait_too_long_degrade(bench: Bench) -> None:
+    bench.synced(0)
+    for waited_ms, verdict in ((None, "ok"), (60_000, "ok"), (60_001, "degraded"), (5, "ok")):
+        bench.webhooks = WebhookStatus(pending=9, oldest_pending_ms=waited_ms, dead_lettered=2)
+        report = bench.monitor.report()
+        assert (report.status, report.webhooks) == (verdict, bench.webhooks)
+
+
 async def test_stopping_is_unavailable(bench: Bench) -> None:
     bench.synced(0)
     bench.stopping = True
@@ -162,7 +173,7 @@ async def test_the_probe_sees_the_database_go_and_come(bench: Bench, store: Stor
     assert bench.monitor.report().dependencies.database.status == "ok"
 
 
-async def test_a_stall_is_logged_when_it_begins_and_when_it_ends_and_it_can_be_run_again(
+async def test_alarms_are_logged_when_they_begin_and_when_they_end_and_it_can_be_run_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fluxora.actors.monitor._PROBE_EVERY_S", 0.002)
@@ -174,6 +185,9 @@ async def test_a_stall_is_logged_when_it_begins_and_when_it_ends_and_it_can_be_r
     class Log:
         def error(self, event: str, **line: Any) -> None:
             tell(line | {"level": "error"}, event)
+
+        def warning(self, event: str, **line: Any) -> None:
+            tell(line | {"level": "warning"}, event)
 
         def info(self, event: str, **line: Any) -> None:
             tell(line | {"level": "info"}, event)
@@ -191,6 +205,13 @@ async def test_a_stall_is_logged_when_it_begins_and_when_it_ends_and_it_can_be_r
                 bench.synced(0)
                 line = await news.receive()
                 assert (line["event"], line["level"]) == ("monitor.indexer_recovered", "info")
+                bench.webhooks = WebhookStatus(pending=7, oldest_pending_ms=61_000)
+                line = await news.receive()
+                assert (line["event"], line["level"]) == ("monitor.webhooks_behind", "warning")
+                assert (line["pending"], line["oldest_pending_ms"]) == (7, 61_000)
+                bench.webhooks = WebhookStatus()
+                line = await news.receive()
+                assert (line["event"], line["level"]) == ("monitor.webhooks_recovered", "info")
                 bench.monitor.drain()
     with pytest.raises(trio.WouldBlock):
         news.receive_nowait()

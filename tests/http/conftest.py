@@ -20,7 +20,7 @@ from fluxora.actors.recorder import Recorder
 from fluxora.actors.registrar import Registrar
 from fluxora.actors.sources.push import PushSource
 from fluxora.actors.stream_cache import StreamCache
-from fluxora.config import HttpConfig, LimitConfig, StorageConfig
+from fluxora.config import HttpConfig, LimitConfig, StorageConfig, WebhookConfig
 from fluxora.http.app import create_app
 from fluxora.http.backend import Backend
 from fluxora.http.listener import serve
@@ -59,6 +59,8 @@ def start(nursery: trio.Nursery, carrier: str) -> Start:
             "version": "1.2.3",
             "cache": None,
             "writes": None,
+            "webhooks": WebhookConfig(),
+            "dispatcher": None,
         }
         of_backend.update((k, options.pop(k)) for k in [*of_backend, "clock"] if k in options)
         if of_backend["store"] is not None and of_backend["cache"] is None:

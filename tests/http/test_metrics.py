@@ -7,6 +7,8 @@ import shutil
 import string
 import subprocess
 from collections import defaultdict
+from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +17,10 @@ from front import report
 from prometheus_client.parser import text_string_to_metric_families
 from story import batch, created, stream
 
+from fluxora.actors.deliveries import DispatcherStatus, Tally
 from fluxora.actors.status import ActorStatus
 from fluxora.http.metrics import BOUNDS_S, HttpMetrics
+from fluxora.storage.webhook_records import Result
 
 COUNT = "fluxora_http_request_duration_seconds_count"
 BUCKET = "fluxora_http_request_duration_seconds_bucket"
@@ -151,6 +155,42 @@ async def test_it_tells_of_the_runtime_what_health_tells(start):
     assert seen.value("fluxora_actor_inbox", actor="registrar") == 7
     assert seen.value("fluxora_build_info", version="1.2.3") == 1
     assert seen.value("fluxora_database_up") == 1
+
+
+async def test_webhooks_are_counted(start):
+    tally = Tally()
+    for latency_ms, outcome in ((3, "delivered"), (20, "delivered"), (20_000, "retry"), (5, "dead")):
+        tally.count(
+            Result(endpoint_id="default", position=1, outcome=outcome, status=200, error=None, latency_ms=latency_ms)
+        )
+    status = DispatcherStatus(
+        pending=7,
+        oldest_pending_ms=2_500,
+        dead_lettered=3,
+        in_flight=2,
+        breakers_open=1,
+        attempts=tally.attempts,
+        latency_counts=tuple(tally.latency_counts),
+        latency_s=tally.latency_s,
+    )
+    seen = await scrape(await start(dispatcher=SimpleNamespace(status=status)))
+    for name, value in (
+        ("fluxora_webhook_pending", 7),
+        ("fluxora_webhook_oldest_pending_seconds", 2.5),
+        ("fluxora_webhook_dead_lettered", 3),
+        ("fluxora_webhook_in_flight", 2),
+        ("fluxora_webhook_breakers_open", 1),
+    ):
+        assert seen.value(name) == value
+    attempts = {
+        one.labels["outcome"]: one.value for one in seen.samples if one.name == "fluxora_webhook_attempts_total"
+    }
+    assert attempts == {"delivered": 2, "retry": 1, "dead": 1, "gone": 0}
+    bucket = "fluxora_webhook_attempt_duration_seconds_bucket"
+    by_bound = {float(one.labels["le"]): one.value for one in seen.samples if one.name == bucket}
+    assert (by_bound[0.005], by_bound[0.025], by_bound[15.0], by_bound[inf]) == (2, 3, 3, 4)
+    assert seen.value("fluxora_webhook_attempt_duration_seconds_count") == 4
+    assert seen.value("fluxora_webhook_attempt_duration_seconds_sum") == 20.028
 
 
 async def test_the_read_cache_is_counted(start, store, record, cache):

@@ -12,6 +12,7 @@ from fluxora.errors import ConfigError, MigrationMismatch, StorageUnavailable
 from fluxora.storage import migrate
 from fluxora.storage.bridge import open_bridge
 from fluxora.storage.migrate import Migration
+from fluxora.storage.store import open_store
 
 
 @pytest.fixture
@@ -80,10 +81,23 @@ async def test_unreachable_server_is_unavailable_and_a_missing_database_is_misco
         await apply(empty_url.replace("/t_", "/nothing_"), migrate.migrations())
 
 
+async def test_a_log_from_before_webhooks_goes_on(empty_url: str) -> None:
+    files = migrate.migrations()
+    assert await apply(empty_url, files[:2]) == [1, 2]
+    async with open_store(StorageConfig(database_url=empty_url), decimals={}) as store:
+        await query(empty_url, "UPDATE log_head SET position = 7, lease = 3")
+        assert await store.migrate() == [file.version for file in files[2:]]
+        assert (await store.head()).position == 7
+        assert await store.webhooks.endpoints() == []
+        backlog = await store.webhooks.backlog()
+        assert (backlog.pending, backlog.dead_lettered) == (0, 0)
+
+
 async def test_no_index_goes_unused_by_design(postgres_url: str) -> None:
     """Each index is read by a statement: those that no plan of test_reads shows are listed here with their reader."""
     rows = await query(postgres_url, "SELECT indexrelname AS name FROM pg_stat_user_indexes ORDER BY 1")
     assert {row["name"] for row in rows} == {
+        "admin_log_pkey",
         "entry_wants_due",
         "entry_wants_pkey",
         "events_live",  # duplicates, and uniqueness
@@ -105,4 +119,12 @@ async def test_no_index_goes_unused_by_design(postgres_url: str) -> None:
         "streams_of_sender",
         "streams_of_status",
         "streams_pkey",
+        "webhook_attempts_pkey",
+        "webhook_claims_pkey",
+        "webhook_deliveries_due",  # test_webhook_plans shows these
+        "webhook_deliveries_listed",
+        "webhook_deliveries_pkey",
+        "webhook_deliveries_queued",
+        "webhook_endpoints_pkey",
+        "webhook_workers_pkey",
     }

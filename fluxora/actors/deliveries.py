@@ -1,0 +1,71 @@
+"""What an attempt's end means: for its delivery, and for the counts that are shown of all of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final
+
+import msgspec
+
+from fluxora.actors.webhook_sender import Sent
+from fluxora.protocol.retries import delay_ms
+from fluxora.storage.webhook_records import AttemptOutcome, Due, Result
+
+LATENCY_BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0)
+_GONE: Final = 410
+
+
+def result_of(due: Due, sent: Sent, draw: float) -> Result:
+    """What the attempt does to its delivery. `draw` is a random number in [0, 1), for the jitter."""
+    outcome: AttemptOutcome
+    delay: int | None = 0
+    if sent.delivered:
+        outcome = "delivered"
+    elif sent.status == _GONE and sent.error is None:
+        outcome = "gone"
+    else:
+        delay = delay_ms(due.attempts + 1, draw, sent.retry_after_ms)
+        outcome = "dead" if delay is None else "retry"
+    return Result(
+        endpoint_id=due.endpoint_id,
+        position=due.event.position,
+        outcome=outcome,
+        delay_ms=delay or 0,
+        status=sent.status,
+        error=sent.error,
+        latency_ms=sent.latency_ms,
+        response=sent.response,
+    )
+
+
+class DispatcherStatus(msgspec.Struct, frozen=True):
+    """For health and metrics: how much waits, and counts since the start.
+
+    `attempts` has a count for each outcome (delivered, retry, dead, gone). `latency_counts` has one for each of
+    LATENCY_BOUNDS_S, the attempts that took no longer than it and longer than the one before, and one for those beyond;
+    `latency_s` is their sum in seconds.
+    """
+
+    pending: int
+    oldest_pending_ms: int | None
+    dead_lettered: int
+    in_flight: int
+    breakers_open: int
+    attempts: dict[str, int]
+    latency_counts: tuple[int, ...]
+    latency_s: float
+
+
+class Tally:
+    """Counts attempts."""
+
+    def __init__(self) -> None:
+        self.attempts: dict[str, int] = dict.fromkeys(("delivered", "retry", "dead", "gone"), 0)
+        self.latency_counts = [0] * (len(LATENCY_BOUNDS_S) + 1)
+        self.latency_s = 0.0
+
+    def count(self, result: Result) -> None:
+        """One more attempt has ended."""
+        self.attempts[result.outcome] += 1
+        self.latency_counts[bisect_left(LATENCY_BOUNDS_S, result.latency_ms / 1000)] += 1
+        self.latency_s += result.latency_ms / 1000
