@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fluxora import errors as errors
     from fluxora import webhooks as webhooks
     from fluxora.config import AccessConfig as AccessConfig
+    from fluxora.config import BackupConfig as BackupConfig
     from fluxora.config import Config as Config
     from fluxora.config import Contract as Contract
     from fluxora.config import HttpConfig as HttpConfig
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AccessConfig": "fluxora.config",
+    "BackupConfig": "fluxora.config",
     "Config": "fluxora.config",
     "Contract": "fluxora.config",
     "HttpConfig": "fluxora.config",

@@ -190,6 +190,23 @@ class WebhookConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BackupConfig:
+    """Backups that the process makes by itself, where `target` is set: a folder/ or s3://bucket/prefix/.
+
+    One is made when the newest there is older than `every_s`; the newest `keep` stay.
+    """
+
+    target: str | None = None
+    every_s: float = 86_400.0
+    keep: int = 14
+
+    def __post_init__(self) -> None:
+        """Refuse what is no folder: each backup has a name of its own."""
+        if self.target is not None and not self.target.endswith("/"):
+            raise ConfigError("FLUXORA_BACKUP_TARGET: a folder is needed, with a / at its end, or s3://bucket/prefix/")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything a runtime needs to know. The defaults serve REST on 127.0.0.1:3000 from embedded PostgreSQL."""
 
@@ -199,6 +216,7 @@ class Config:
     source: SourceConfig = SourceConfig()
     pipeline: PipelineConfig = PipelineConfig()
     webhooks: WebhookConfig = WebhookConfig()
+    backups: BackupConfig = BackupConfig()
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -248,6 +266,7 @@ class Config:
             source=SourceConfig(**{"kind": _default_source(given), **of["source"]}),
             pipeline=PipelineConfig(**of["pipeline"]),
             webhooks=WebhookConfig(**of["webhooks"]),
+            backups=BackupConfig(**of["backups"]),
             **of[""],
         )
 

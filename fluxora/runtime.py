@@ -16,6 +16,7 @@ from functools import partial
 import trio
 
 from fluxora import __version__, logs
+from fluxora.actors.backups import Backups
 from fluxora.actors.dispatcher import Dispatcher
 from fluxora.actors.feed import Feed
 from fluxora.actors.hub import Hub
@@ -61,6 +62,7 @@ class Runtime:
         self._cache = cache
         self._hub = Hub(store, feed)
         self._dispatcher = Dispatcher(store, WebhookSender(config.webhooks), config.webhooks)
+        self._backups = None if config.backups.target is None else Backups(store.url, config.backups)
         self._listening: Listening | None = None
         self._monitor: Monitor | None = None
         self._supervisor: Supervisor | None = None
@@ -142,6 +144,7 @@ class Runtime:
             writes=registrar,
             webhooks=config.webhooks,
             dispatcher=self._dispatcher,
+            backups=self._backups,
         )
         self.app = create_app(backend)
         rpc = source or entries
@@ -177,6 +180,8 @@ class Runtime:
                 drain_s=config.http.drain_s + 1,
             ),
         ]
+        if self._backups is not None:
+            children.append(ChildSpec(self._backups.name, self._backups.run, drain=self._backups.drain))
         if source is not None or self.push is not None:
             children.append(Group("ingest", pipeline.children))
         return Supervisor("fluxora", children)

@@ -63,6 +63,15 @@ def _milliseconds(low: int, high: int) -> Callable[[str, str], float]:
     return parse
 
 
+def _hours(low: int, high: int) -> Callable[[str, str], float]:
+    whole = _integer(low, high)
+
+    def parse(name: str, text: str) -> float:
+        return whole(name, text) * 3600.0
+
+    return parse
+
+
 def _one_of(*choices: str) -> Callable[[str, str], str]:
     def parse(name: str, text: str) -> str:
         if text.lower() not in choices:
@@ -320,6 +329,19 @@ VARIABLES: tuple[Variable, ...] = (
         _milliseconds(1_000, 604_800_000),
         "wait of the oldest pending delivery above which /health is degraded",
     ),
+    Variable(
+        "FLUXORA_BACKUP_TARGET",
+        "backups.target",
+        _text,
+        "where backups are written by the process itself: a folder/ or s3://bucket/prefix/; unset: nowhere",
+    ),
+    Variable(
+        "FLUXORA_BACKUP_EVERY_HOURS",
+        "backups.every_s",
+        _hours(1, 8_760),
+        "age of the newest one at which the next is made",
+    ),
+    Variable("FLUXORA_BACKUP_KEEP", "backups.keep", _integer(1, 10_000), "archives that stay there, the newest"),
 )
 
 # Those of `fluxora tail`; a server has no use for them, and takes no offence.

@@ -40,6 +40,8 @@ def _default(variable: Variable) -> str:
         return f"`{int(value)}`"
     if variable.name.endswith("_MS"):
         return f"`{round(value * 1000)}`"
+    if variable.name.endswith("_HOURS"):
+        return f"`{round(value / 3600)}`"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 import trio
 
+from fluxora.actors.backups import Backups
 from fluxora.actors.dispatcher import Dispatcher
 from fluxora.actors.hub import Hub
 from fluxora.actors.status import HealthReport
@@ -108,6 +109,7 @@ class Backend:
     writes: Writes
     webhooks: WebhookConfig = field(default_factory=WebhookConfig)
     dispatcher: Dispatcher | None = None
+    backups: Backups | None = None
     clock: Callable[[], float] = time.time
     stopping: trio.Event = field(default_factory=trio.Event)
     access: Access = field(init=False)
@@ -138,7 +140,8 @@ class Backend:
         self.exposition = Exposition(
             self.metrics,
             self.sockets,
-            self.health,
-            lambda: self.cache,
-            lambda: None if self.dispatcher is None else self.dispatcher.status,
+            health=self.health,
+            cache=lambda: self.cache,
+            webhooks=lambda: None if self.dispatcher is None else self.dispatcher.status,
+            backups=lambda: None if self.backups is None else self.backups.status,
         )

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from fluxora.actors.backups import BackupStatus
 from fluxora.actors.deliveries import LATENCY_BOUNDS_S, DispatcherStatus
 from fluxora.actors.status import HealthReport
 from fluxora.actors.stream_cache import StreamCache
@@ -101,9 +102,11 @@ class Exposition:
         self,
         http: HttpMetrics,
         sockets: Sockets,
+        *,
         health: Callable[[], HealthReport],
         cache: Callable[[], StreamCache | None],
         webhooks: Callable[[], DispatcherStatus | None],
+        backups: Callable[[], BackupStatus | None],
     ) -> None:
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -116,6 +119,7 @@ class Exposition:
                     lambda: _of_health(health()),
                     lambda: _of_cache(cache()),
                     lambda: _of_webhooks(webhooks()),
+                    lambda: _of_backups(backups()),
                 )
             )
         )
@@ -223,6 +227,16 @@ def _of_webhooks(status: DispatcherStatus | None) -> Iterable[Metric]:
     durations = HistogramMetricFamily("fluxora_webhook_attempt_duration_seconds", "Time that an attempt took.")
     durations.add_metric([], _buckets(LATENCY_BOUNDS_S, status.latency_counts), status.latency_s)
     yield durations
+
+
+def _of_backups(status: BackupStatus | None) -> Iterable[Metric]:
+    if status is None:
+        return
+    if status.newest_s is not None:
+        yield GaugeMetricFamily(
+            "fluxora_backup_newest_timestamp_seconds", "When the newest archive was made.", value=status.newest_s
+        )
+    yield CounterMetricFamily("fluxora_backup_failures", "Backups that failed.", value=status.failures)
 
 
 def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, int]]:

@@ -141,7 +141,10 @@ class _File(Archive):
             raise ArchiveError(f"{self._checksum_path}: {error.strerror or error}") from error
 
     def siblings(self) -> list[Archive]:
-        return [_File(path) for path in sorted(self._path.parent.glob(f"*{SUFFIX}"))]
+        try:
+            return [_File(path) for path in sorted(self._path.parent.glob(f"*{SUFFIX}"))]
+        except OSError as error:
+            raise ArchiveError(f"{self._path.parent}: {error.strerror or error}") from error
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)

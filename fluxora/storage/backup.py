@@ -42,6 +42,7 @@ _END_OTHERS = (
     "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname = current_database() "
     "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
 )
+_NAMED = "%Y%m%dT%H%M%SZ"
 _LONGEST_LISTING = 64 << 20
 _WAIT_S = 10
 
@@ -97,7 +98,31 @@ class Stop:
 
 def default_name(now_s: float) -> str:
     """How an archive that is made now is called; names sort by time."""
-    return f"fluxora-{datetime.fromtimestamp(now_s, UTC):%Y%m%dT%H%M%SZ}{SUFFIX}"
+    return f"fluxora-{datetime.fromtimestamp(now_s, UTC):{_NAMED}}{SUFFIX}"
+
+
+class Newest(msgspec.Struct, frozen=True):
+    """When the newest archive of a folder was made, in Unix seconds, by its name; None where there is none."""
+
+    at_s: float | None
+    error: str | None = None
+
+
+def newest(folder: str) -> Newest:
+    """The newest archive in `folder` (a path or s3://bucket/prefix, with a / at its end) among those named by us."""
+    try:
+        names = [place.name.rpartition("/")[2] for place in archive(folder + default_name(0)).siblings()]
+    except (ConfigError, ArchiveError) as error:
+        return Newest(None, str(error))
+    made = [at_s for name in names if (at_s := _made_at(name)) is not None]
+    return Newest(max(made, default=None))
+
+
+def _made_at(name: str) -> float | None:
+    try:
+        return datetime.strptime(name, f"fluxora-{_NAMED}{SUFFIX}").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
 
 
 def backup(
