@@ -280,11 +280,8 @@ class Dispatcher:
                 for due in turn.deliveries:
                     shift.in_flight[due.endpoint_id, due.event.position] = trio.current_time()
                     nursery.start_soon(self._attempt, shift, due)
-            idle_until = trio.current_time() + IDLE_S
             with trio.move_on_at(self._next_turn_at(shift, turn, room, began)):
                 await bell.wait()
-            if not (shift.results or shift.in_flight or shift.closing.is_set()):
-                await trio.sleep_until(idle_until)  # a log that grows fast is not looked at for each of its steps
 
     async def _take_turn(self, shift: _Shift, room: int) -> Turn | None:
         """Settle what has ended and claim up to `room` more; None where nobody knows whether that was done."""

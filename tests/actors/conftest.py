@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+from hook_world import HookWorld, hook_world
 from scripted_node import CONTRACT, PASSPHRASE
 
 from fluxora.actors.sources.rotation import RetryPolicy
@@ -47,3 +49,10 @@ async def lease(store: Store) -> int:
     assert held is not None
     await held.aclose()
     return held.number
+
+
+@pytest.fixture
+async def world(storage_config: StorageConfig, postgres_run: Any) -> AsyncIterator[HookWorld]:
+    database = (storage_config.database_url or "").partition("?")[0].rpartition("/")[2]
+    async with hook_world(storage_config, lambda text: postgres_run.sql(text, database)) as made:
+        yield made

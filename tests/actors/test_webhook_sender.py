@@ -145,7 +145,7 @@ async def test_a_redirect_is_not_followed(status: int) -> None:
         (429, "7", 7_000, 7_000),
         (503, "0", 0, 0),
         (503, "999999999", 86_400_000, 86_400_000),
-        (503, formatdate(time.time() + 3600, usegmt=True), 3_000_000, 3_600_000),
+        (503, "in an hour", 3_000_000, 3_600_000),
         (429, "soon", None, None),
         (500, "7", None, None),
         (302, "7", None, None),
@@ -154,6 +154,8 @@ async def test_a_redirect_is_not_followed(status: int) -> None:
 async def test_only_429_and_503_may_ask_for_a_wait(
     status: int, header: str, at_least: int | None, at_most: int | None
 ) -> None:
+    if header == "in an hour":
+        header = formatdate(time.time() + 3600, usegmt=True)
     async with consuming(Answer(status, headers=[("Retry-After", header)])) as consumer:
         asked = (await attempt(consumer.url)).retry_after_ms
     if at_least is None or at_most is None:
