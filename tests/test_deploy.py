@@ -7,11 +7,14 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from fluxora.actors.backups import BackupStatus
+from fluxora.actors.deliveries import LATENCY_BOUNDS_S, DispatcherStatus
 from fluxora.actors.hub import Hub
 from fluxora.actors.status import (
     ActorStatus,
@@ -70,6 +73,19 @@ def exposed() -> Iterator[str]:
         version="1",
         cache=StreamCache(None, trusted=lambda: True),
         writes=None,
+        dispatcher=SimpleNamespace(
+            status=DispatcherStatus(
+                pending=1,
+                oldest_pending_ms=1,
+                dead_lettered=1,
+                in_flight=1,
+                breakers_open=1,
+                attempts={"delivered": 1},
+                latency_counts=(0,) * (len(LATENCY_BOUNDS_S) + 1),
+                latency_s=0.0,
+            )
+        ),
+        backups=SimpleNamespace(status=BackupStatus(newest_s=1.0)),
     )
     for family in text_string_to_metric_families(backend.exposition.render().decode()):
         for sample in family.samples:
