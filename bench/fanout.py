@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -59,25 +59,31 @@ class Teller:
         return 0.0 if self._postmaster is None else cpu_seconds(self._postmaster)
 
 
-def start(
-    stack: ExitStack, folder: Path, *, streams: int, sockets: int, ping_s: float = 3600.0
-) -> tuple[Teller, Teller]:
-    """Start ours, and the baseline with an event of ours as its sample."""
+class Tellers(NamedTuple):
+    """Ours, the baseline, and a second one of ours that nobody listens to: what the commits alone cost."""
+
+    ours: Teller
+    theirs: Teller
+    alone: Teller
+
+
+def start(stack: ExitStack, folder: Path, *, streams: int, sockets: int, ping_s: float = 3600.0) -> Tellers:
+    """Start them, the baseline with an event of ours as its sample. Ours share a PostgreSQL, not a database."""
     server = EmbeddedServer(folder / "data")
     server.open()
     stack.callback(server.close)
     postmaster = int((server.data / "postmaster.pid").read_text(encoding="ascii").split("\n", 1)[0])
-    url = asyncio.run(tables.create_database(server.url, "told"))
-    task = fanout_process.Task(database_url=url, streams=streams, sockets=sockets, ping_s=ping_s)
-    ours = stack.enter_context(Child(fanout_process.__name__, task, log=folder / "server.log"))
-    serving = ours.read(within_s=START_S)
+    own = []
+    for name in ("fluxora", "alone"):
+        url = asyncio.run(tables.create_database(server.url, f"told_{name}"))
+        task = fanout_process.Task(database_url=url, streams=streams, sockets=sockets, ping_s=ping_s)
+        child = stack.enter_context(Child(fanout_process.__name__, task, log=folder / f"{name}.log"))
+        serving = child.read(within_s=START_S)
+        own.append(Teller(name, child, serving["port"], postmaster))
     options = {"sample": serving["sample"], "position": serving["position"], "pingMs": ping_s * 1e3}
     command = ["env", "NODE_ENV=production", "node", str(FOLDER / "server.js"), msgspec.json.encode(options).decode()]
-    theirs = stack.enter_context(Program("ws", command, log=folder / "ws.log"))
-    return (
-        Teller("fluxora", ours, serving["port"], postmaster),
-        Teller("ws", theirs, theirs.read(within_s=START_S)["port"]),
-    )
+    program = stack.enter_context(Program("ws", command, log=folder / "ws.log"))
+    return Tellers(own[0], Teller("ws", program, program.read(within_s=START_S)["port"]), own[1])
 
 
 class Readers:

@@ -1,9 +1,9 @@
 """One case of a fan-out benchmark: the same readers on both servers, rounds that alternate, and what is judged of them.
 
-The baseline has no database. So the commits of a case are also carried out once without a reader, and what they cost is
-taken off: "deliveries per CPU second" is what telling costs, and "with the commits" what the server's process used in
-all. p50 and p99 are of the time from publishing to a reader having it. "busy readers" is the share of a core that these
-used: near 1 for each of their processes, they would be what is measured.
+The baseline has no database. So the same commits are also carried out by a server that has no readers, and what they
+cost is taken off: "deliveries per CPU second" is what telling costs, and "with the commits" what the server's process
+used in all. p50 and p99 are of the time from publishing to a reader having it. "busy readers" is the share of a core
+that these used: near 1 for each of their processes, they would be what is measured.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from statistics import median
 
 import msgspec
 
-from bench.fanout import Readers, Result, Teller, percentile_ms, play
+from bench.fanout import Readers, Result, Teller, Tellers, percentile_ms, play
 from bench.harness import Run
 from bench.openings import Kind
 from bench.stories import Flaws
 
+BASELINE = "ws"
 LEAST_PACED_RATIO = 1.2
 MOST_PACED = 50.0  # commits a second: one is made after the other, and a pace is one that can be held
 
@@ -80,26 +81,25 @@ class Case:
     differing: int = 0
     gone: int = 0
 
-    def run(self, run: Run, tellers: tuple[Teller, Teller], modes: Sequence[Mode], rounds: int) -> None:
+    def run(self, run: Run, tellers: Tellers, modes: Sequence[Mode], rounds: int) -> None:
         """Measure and judge."""
-        with run.stage(f"{self.title}: the commits alone"), self._readers(tellers[0], []) as nobody:
-            play(nobody, modes[0].commits)  # warms up
-            alone = {mode.name: _Found.of([self._play(nobody, mode) for _ in range(rounds)]) for mode in modes}
         with (
-            run.stage(f"{self.title}: open {len(self.follows)} readers on each"),
-            self._readers(tellers[0], self.follows) as ours,
-            self._readers(tellers[1], self.follows) as theirs,
+            run.stage(f"{self.title}: open {len(self.follows)} readers on each, and all of this"),
+            self._readers(tellers.ours, self.follows) as ours,
+            self._readers(tellers.theirs, self.follows) as theirs,
+            self._readers(tellers.alone, []) as alone,
         ):
             for mode in modes:
                 with run.stage(f"{self.title}, {mode.name}"):
-                    heard: dict[str, list[Result]] = {teller.name: [] for teller in tellers}
+                    heard: dict[Readers, list[Result]] = {ours: [], theirs: [], alone: []}
                     for number in range(rounds + 1):
-                        for readers in (ours, theirs) if number % 2 else (theirs, ours):
+                        for readers in (ours, theirs, alone) if number % 2 else (alone, theirs, ours):
                             result = self._play(readers, mode)
                             if number:  # the first one warms up
-                                heard[readers.teller.name].append(result)
-                sides = {name: _Found.of(results) for name, results in heard.items()}
-                _judge(run, f"{self.title}, {mode.name}", mode, sides, alone[mode.name])
+                                heard[readers].append(result)
+                found = {readers: _Found.of(results) for readers, results in heard.items()}
+                title = f"{self.title}, {mode.name}"
+                _judge(run, title, mode, ours=found[ours], theirs=found[theirs], alone=found[alone])
         run.equal(f"{self.title}: lost, doubled, out of order or not theirs", self.flaws.total, 0)
         if self.flaws.total:
             run.note(f"{self.title}: {self.flaws}")
@@ -144,23 +144,22 @@ class _Found:
         )
 
 
-def _judge(run: Run, title: str, mode: Mode, sides: dict[str, _Found], alone: _Found) -> None:
-    """`sides` are ours and the baseline's, by name; `alone` is what the commits cost with no reader."""
-    (ours, theirs), (_, baseline) = sides.values(), sides
+def _judge(run: Run, title: str, mode: Mode, *, ours: _Found, theirs: _Found, alone: _Found) -> None:
+    """`alone` is what the commits cost with no reader."""
     fan_out_cpu_s = max(ours.cpu_s - alone.cpu_s, 1e-4)
     theirs_rate = theirs.deliveries / theirs.cpu_s
     ratio = run.compare(
         f"{title}: deliveries per CPU second",
         ours=ours.deliveries / fan_out_cpu_s,
         baseline=theirs_rate,
-        baseline_name=baseline,
+        baseline_name=BASELINE,
         unit="/s",
     )
     run.figure(f"{title}: the same with the commits", ours.deliveries / ours.cpu_s, "/s")
     run.figure(f"{title}: the same with the commits, ratio", ours.deliveries / ours.cpu_s / theirs_rate, "x")
     run.figure(f"{title}: CPU of a commit alone", alone.cpu_s / len(mode.commits) * 1e3, "ms")
     run.figure(f"{title}: CPU of a commit alone, PostgreSQL", alone.database_cpu_s / len(mode.commits) * 1e3, "ms")
-    for side, found in (("", ours), (f", baseline {baseline}", theirs)):
+    for side, found in (("", ours), (f", baseline {BASELINE}", theirs)):
         run.figure(f"{title}: p50{side}", percentile_ms(found.latencies, 0.50), "ms")
         run.figure(f"{title}: p99{side}", percentile_ms(found.latencies, 0.99), "ms")
         run.figure(f"{title}: deliveries per second{side}", found.deliveries / max(found.span_s, 1e-9), "/s")

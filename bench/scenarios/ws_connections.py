@@ -75,15 +75,15 @@ def _measure(run: Run, count: int) -> None:
         with run.stage(f"{count} sockets: serve"):
             tellers = fanout.start(stack, folder, streams=STREAMS, sockets=count, ping_s=options.ping)
         found = {}
-        for teller in tellers:
+        for teller in (tellers.ours, tellers.theirs):
             with run.stage(f"{count} sockets: {teller.name}"):
                 found[teller.name] = _idle(run, teller, follows, folder)
-    for name, side in zip(("", f", baseline {tellers[1].name}"), found.values(), strict=True):
+    for name, side in zip(("", f", baseline {tellers.theirs.name}"), found.values(), strict=True):
         run.figure(f"{count} sockets: resident memory of each{name}", side.bytes / 1e3, "KB")
         run.figure(f"{count} sockets: CPU of one heartbeat of one{name}", side.beat_cpu_s * 1e6, "us")
         share = side.cores * 100
         run.figure(f"{count} sockets: share of a core, pings {options.ping:g} s apart{name}", share, "%")
-    ours = found[tellers[0].name]
+    ours = found[tellers.ours.name]
     run.goal_at_most(f"{count} sockets: resident bytes of each", ours.bytes, MOST_BYTES)
     run.goal_at_most(f"{count} sockets: resident bytes of each, further", ours.bytes, FEW_BYTES)
 

@@ -79,7 +79,7 @@ class WsFanout:
                         options.rounds,
                     )
             if options.healthy:
-                _beside_a_stalled_one(run, tellers[0], folder)
+                _beside_a_stalled_one(run, tellers.ours, folder)
 
 
 def who_follows(shape: str, count: int) -> tuple[list[list[str]], list[str]]:
