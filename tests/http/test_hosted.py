@@ -187,6 +187,21 @@ async def test_a_websocket_may_be_a_stream_of_http_2(server):
         assert (closed.code, closed.reason) == (1001, "server going away")
 
 
+async def test_a_late_answer_to_a_close_hurts_nobody_in_http_2(server, monkeypatch):
+    monkeypatch.setattr("fluxora.http.hosted_line.LINGER_S", 0.01)
+    async with await server.connect() as transport, http2(server) as other:
+        tunnel = Stream(transport)
+        assert await tunnel.handshake("/ws/streams") == 200
+        assert server.backend.sockets.disconnect(lambda _: True) == 1
+        closed = await tunnel.event()
+        await until(lambda: not server.backend.sockets.count)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        tunnel.http.send_data(1, tunnel.frames.send(closed.response()))
+        await tunnel.flush()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert (await other.get("/health/live")).status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/health/live", "/api/events/stream", "/api/export/events.ndjson", "/nowhere"])
 async def test_no_other_path_answers_a_handshake(server, path):
     async with await server.connect() as transport:
