@@ -126,7 +126,8 @@ class HostedLine:
                     with trio.fail_after(self._write_timeout_s):
                         for message in [piece] if isinstance(piece, dict) else self._messages(piece):
                             await self._send(message)
-                except (OSError, trio.TooSlowError) as error:
+                except (OSError, trio.TooSlowError, trio.BusyResourceError) as error:
+                    # The last: Hypercorn ends the connection of who leaves also where it is being written to.
                     self._over.set()
                     raise trio.BrokenResourceError("the server cannot send to the client") from error
                 if isinstance(piece, bytes):
