@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fluxora: {error}", file=sys.stderr)
         return 2
     except FluxoraError as error:
-        print(f"fluxora: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"fluxora: {type(error).__name__}: {_printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -59,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if group.subgroup(KeyboardInterrupt) is None:
             raise
         return 130
+
+
+def _printable(text: str) -> str:
+    """An error may repeat what a server said, and a terminal obeys what it is sent."""
+    return "".join(one if one.isprintable() else " " for one in text)
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:

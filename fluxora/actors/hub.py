@@ -184,6 +184,11 @@ class Hub:
         self._audience.unfollow(subscriber, selector, self.head)
         return self.head
 
+    def follows(self, subscriber: Subscriber, selector: Selector) -> bool:
+        """Whether it is told of `selector` as it comes; while it catches up with it, it is not yet."""
+        member = self._audience.members.get(subscriber)
+        return member is not None and selector in member.live
+
     def leave(self, subscriber: Subscriber) -> None:
         """It has gone. Called at the end of every connection, also of one that was dropped."""
         self._audience.forget(subscriber)

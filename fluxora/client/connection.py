@@ -23,7 +23,7 @@ from trio_websocket import (
     wrap_client_stream,
 )
 
-from fluxora.client.following import SUBPROTOCOL, Backoff, Following, Update, after_close
+from fluxora.client.following import MOST_SAID, SUBPROTOCOL, Backoff, Following, Update, after_close
 from fluxora.errors import FollowError, FollowRefused, FollowReset
 from fluxora.protocol.close_codes import Reconnect
 
@@ -231,7 +231,7 @@ def _told_by(body: bytes | None) -> str:
     """The message of an error body, where there is one."""
     try:
         answer = msgspec.json.decode(body or b"", type=dict[str, msgspec.Raw])
-        return f": {msgspec.json.decode(answer['message'], type=str)}"
+        return f": {msgspec.json.decode(answer['message'], type=str)[:MOST_SAID]}"
     except (msgspec.MsgspecError, UnicodeDecodeError, KeyError):
         return ""
 

@@ -31,6 +31,7 @@ FIRST_DELAY_S: Final = 0.5
 MOST_DELAY_S: Final = 30.0
 PAUSE_S: Final = 10.0  # the window in which messages are counted
 MOST_PATIENCE_S: Final = 300.0  # of what a server may ask for
+MOST_SAID: Final = 300  # characters of what a server says that are repeated to the user
 
 _MEMBERS: Final = {"stream": "streamId", "sender": "sender", "recipient": "recipient", "all": "streamId"}
 _AFTER_CLOSE: Final[dict[int, Reconnect]] = {close.code: close.reconnect for close in CLOSE_CODES}
@@ -122,11 +123,13 @@ class Following:
         except (msgspec.MsgspecError, ValueError) as error:
             raise FollowRefused(f"This is no {SUBPROTOCOL} that the server speaks: {error}") from error
         if message.type == "reset":
-            raise FollowReset(message.reason, position=message.position, after=self.after)
+            position = None if message.position is None else message.position[:20]
+            raise FollowReset(message.reason[:MOST_SAID], position=position, after=self.after)
         if message.type == "error":
-            raise FollowRefused(f"The server does not take a subscription: {message.code}: {message.message}")
+            said = f"{message.code}: {message.message}"[:MOST_SAID]
+            raise FollowRefused(f"The server does not take a subscription: {said}")
         if message.type in {"service.degraded", "service.recovered"}:
-            return f"{message.type}: {message.reason}"
+            return f"{message.type}: {message.reason[:MOST_SAID]}"
         return None
 
     def _update(self, update: Update) -> Update | None:

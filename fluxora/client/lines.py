@@ -9,6 +9,7 @@ import msgspec
 from fluxora.client.following import Update
 
 _MOST = 80  # characters of one field
+_BLANKS = str.maketrans("\t\r\n", "   ")
 
 
 class _Stream(msgspec.Struct, frozen=True, rename="camel"):
@@ -67,5 +68,14 @@ def _plain(value: Any) -> str:
 
 
 def json_line(update: Update) -> str:
-    """The message as it came, on one line: a line break in JSON can only stand between its tokens."""
-    return update.text.replace("\r", " ").replace("\n", " ")
+    """The message as it came, on one line: a line break in JSON can only stand between its tokens.
+
+    What is not printable stands in strings alone, and is escaped there: to a program it is the same.
+    """
+    text = update.text.translate(_BLANKS)
+    return text if text.isprintable() else "".join(one if one.isprintable() else _escaped(one) for one in text)
+
+
+def _escaped(one: str) -> str:
+    units = one.encode("utf-16-be")  # one, or a pair of surrogates
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))

@@ -14,7 +14,7 @@ import trio
 
 from fluxora.errors import RequestError
 from fluxora.http.answer import Answer
-from fluxora.http.asgi import Message, Receive, Scope, Send, encoded, head_of, headers_for, peer_of
+from fluxora.http.asgi import Message, Receive, Scope, Send, encoded, has_connections, head_of, headers_for, peer_of
 from fluxora.http.backend import Backend
 from fluxora.http.event_stream import EventStream
 from fluxora.http.exchange import Reply
@@ -65,6 +65,8 @@ async def serve_websocket(backend: Backend, scope: Scope, receive: Receive, send
     line = HostedLine(send, first=accept, messages=_unframed, write_timeout_s=backend.config.write_timeout_s)
     session = Session(line, reply.opens, backend.sockets)
     await line.carry(session, partial(_hear, receive, line, session))
+    if not has_connections(scope) and not line.peer_has_left:
+        await _hear_out(receive)
 
 
 async def _answered(backend: Backend, scope: Scope) -> tuple[Answer, Reply]:
@@ -140,3 +142,12 @@ async def _hear(receive: Receive, line: HostedLine, session: Session) -> bool:
     line.peer_left()
     session.left(int(message.get("code") or ABNORMAL))
     return False
+
+
+async def _hear_out(receive: Receive) -> None:
+    """Until the client has left, which may take it as long as it likes: nothing is kept of it but this task.
+
+    Its answer to our close may be late. In HTTP/2 Hypercorn (0.18) fails as a whole where that comes behind our end.
+    """
+    while (await receive())["type"] != "websocket.disconnect":
+        continue

@@ -23,7 +23,8 @@ from fluxora.http.outlet import Outlet
 class HostedLine:
     """`first` is sent before anything else, `last` (None: nothing) at the end; `messages` makes ASGI messages of bytes.
 
-    Made, and handed to its outlet, before anything is waited for; `carry` then is its life.
+    Made, and handed to its outlet, before anything is waited for; `carry` then is its life. `peer_has_left`: the server
+    has said so.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class HostedLine:
         self._offered = 0
         self._sending = trio.Lock()
         self._over = trio.Event()
-        self._peer_left = False
+        self.peer_has_left = False
         self._nursery: trio.Nursery | None = None
         self._early: list[Work] = []
 
@@ -57,7 +58,7 @@ class HostedLine:
                     self.attend(work)
                 await self._over.wait()  # a connection that ends is one of its reasons
                 self._nursery.cancel_scope.cancel(reason="the line has ended")
-            if self._last is not None and not self._peer_left:
+            if self._last is not None and not self.peer_has_left:
                 with trio.move_on_after(LINGER_S):
                     # Here, where nobody reads any more: servers tell of an end that is under way, and it must not be
                     # cut by that.
@@ -77,7 +78,7 @@ class HostedLine:
 
     def peer_left(self) -> None:
         """The server says that the client has gone, or has closed."""
-        self._peer_left = True
+        self.peer_has_left = True
         self._over.set()
 
     # -- what the outlet asks for ----------------------------------------------------------------------------------
@@ -125,7 +126,8 @@ class HostedLine:
                     with trio.fail_after(self._write_timeout_s):
                         for message in [piece] if isinstance(piece, dict) else self._messages(piece):
                             await self._send(message)
-                except (OSError, trio.TooSlowError) as error:
+                except (OSError, trio.TooSlowError, trio.BusyResourceError) as error:
+                    # The last: Hypercorn ends the connection of who leaves also where it is being written to.
                     self._over.set()
                     raise trio.BrokenResourceError("the server cannot send to the client") from error
                 if isinstance(piece, bytes):

@@ -1,12 +1,13 @@
 """What the front counts, and GET /metrics: the Prometheus text of it and of what the runtime says of itself.
 
 Counting is on the path of every request, so it is a few additions here; prometheus_client only renders. Labels are
-bounded: a route's pattern, never a path; a known method; a status; an actor's name.
+bounded: a route's pattern, never a path; a known method; a status or close code; an actor's name.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from fluxora.actors.deliveries import LATENCY_BOUNDS_S, DispatcherStatus
 from fluxora.actors.status import HealthReport
 from fluxora.actors.stream_cache import StreamCache
 from fluxora.http.exchange import Reply, Request
+from fluxora.protocol.close_codes import CLOSE_CODES
 
 if TYPE_CHECKING:
     from fluxora.http.backend import Backend
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_CODES = frozenset((*range(1000, 1016), *(one.code for one in CLOSE_CODES)))  # those of RFC 6455 7.4, and ours
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
@@ -182,16 +185,29 @@ def _of_sockets(sockets: Sockets) -> Iterable[Metric]:
     for error, count in sockets.errors.items():
         errors.add_metric([error], count)
     yield errors
-    closed = CounterMetricFamily("fluxora_websocket_closed", "WebSockets that ended.", labels=["code"])
-    for code, count in sockets.closed.items():
-        closed.add_metric([str(code)], count)
-    yield closed
+    yield _by_code("fluxora_websocket_closed", "WebSockets that ended.", sockets.closed)
+    yield _by_code(
+        "fluxora_event_stream_closed",
+        "Event streams that ended, by the code that a WebSocket would have had.",
+        sockets.streams_ended,
+    )
     hub = sockets.hub.status
     yield GaugeMetricFamily("fluxora_hub_position", "The position up to which everything was told.", value=hub.position)
     yield GaugeMetricFamily("fluxora_hub_subscriptions", "Subscriptions of all subscribers.", value=hub.subscriptions)
     yield GaugeMetricFamily("fluxora_hub_catching_up", "Subscriptions that catch up.", value=hub.catching_up)
     yield CounterMetricFamily("fluxora_hub_told", "Events told, for each subscriber.", value=hub.told)
     yield CounterMetricFamily("fluxora_hub_dropped", "Subscribers that read too slowly.", value=hub.dropped)
+
+
+def _by_code(name: str, text: str, counts: Counter[int]) -> Metric:
+    """Counts by close code; those that are for clients to make up are one, or they could make as many labels."""
+    told: Counter[str] = Counter()
+    for code, count in counts.items():
+        told[str(code) if code in _CODES else "other"] += count
+    family = CounterMetricFamily(name, text, labels=["code"])
+    for label, count in told.items():
+        family.add_metric([label], count)
+    return family
 
 
 def _of_cache(cache: StreamCache | None) -> Iterable[Metric]:

@@ -17,7 +17,9 @@ INFO: dict[str, Any] = {
         "client sends as `x-request-id` (1 to 128 of `A-Z a-z 0-9 . _ : -`) comes back, else a new one is made. A "
         "request head over 64 KiB answers 431. All of these have the body of every other error. Access without a "
         "credential can be closed by the operator; then 401 answers it. Rate limits can be off, and their headers are "
-        "missing then."
+        "missing then.\n\n"
+        "Events come over WebSocket, too: at `/ws/streams`, which a document of this kind cannot describe. Its "
+        "positions are those of `/api/events`; the README says what is sent."
     ),
     "license": {"name": "MIT", "identifier": "MIT"},
 }

@@ -8,6 +8,7 @@ Only what has to be waited for gets a task: a history that is resumed, a queue t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -51,7 +52,7 @@ class Outlet(ABC):
         self.client = opening.client
         self.follows: set[Selector] = set()
         self._shared = shared
-        self._flushing = False
+        self._flushing: trio.Event | None = None  # while a task sends what is queued; set when that has ended
         self._closing = 0
 
     @property
@@ -76,18 +77,20 @@ class Outlet(ABC):
         line = self.line
         if self._closing or not line.offer(data):
             return False
-        if not line.at_once and line.offered_bytes and not self._flushing:
-            self._flushing = True
-            line.attend(self._flush)
+        if not line.at_once and line.offered_bytes:
+            self._begin_to_flush()
         return True
 
     async def drained(self) -> bool:
-        """Wait until everything that was offered is written; False if the client is gone, or takes nothing any more."""
-        try:
-            await self.line.flush()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return False
-        return not self._closing
+        """Wait until everything that was offered is written; False if the client is gone, or takes nothing any more.
+
+        Who waits here may be cancelled when the outlet ends, and what is half sent then must not be: so another sends.
+        """
+        if self.line.is_open and self.line.offered_bytes:
+            await self._begin_to_flush().wait()
+        else:
+            await trio.lowlevel.checkpoint()
+        return self.line.is_open and not self._closing
 
     def left(self, code: int = ABNORMAL) -> None:
         """The line is gone. `code`: of the close frame that the client sent, where another server has read it."""
@@ -103,12 +106,20 @@ class Outlet(ABC):
         if not self.offer(data) and not self._closing:
             self.drop("slow")
 
-    async def _flush(self) -> bool:
+    def _begin_to_flush(self) -> trio.Event:
+        """Have what is queued sent, by a task that only the end of the line cuts short; set when it has ended."""
+        if self._flushing is None:
+            self._flushing = trio.Event()
+            self.line.attend(partial(self._flush, self._flushing))
+        return self._flushing
+
+    async def _flush(self, done: trio.Event) -> bool:
         """Send what is queued; a client that takes nothing for the write timeout breaks the line."""
         try:
             await self.line.flush()
         finally:
-            self._flushing = False
+            self._flushing = None
+            done.set()
         return True
 
     async def _finish(self, patience_s: float) -> bool:

@@ -31,7 +31,7 @@ from fluxora.protocol.close_codes import (
     TOO_BIG,
     CloseCode,
 )
-from fluxora.protocol.sockets import ALL
+from fluxora.protocol.sockets import ALL, Selector
 
 WINDOW_S = 10.0
 MOST_SUBSCRIPTIONS = 256
@@ -55,7 +55,7 @@ class Session(Outlet):
         self._counted = 0
         self._taken: deque[float] = deque(maxlen=MOST_MESSAGES[opening.protocol])  # when, of the last messages
         self._next_beat = 0.0
-        self._resuming: set[trio.CancelScope] = set()
+        self._resuming: dict[trio.CancelScope, Selector] = {}
         shared.add(self)
         shared.hub.join(self)
         if self.protocol == "broadcast":
@@ -122,6 +122,9 @@ class Session(Outlet):
         elif isinstance(message, sockets.Unsubscribe):
             self.follows.discard(message.selector)
             self._acknowledge(message.ref, self._shared.hub.unsubscribe(self, message.selector))
+            for scope, selector in self._resuming.items():
+                if selector == message.selector:
+                    scope.cancel(reason="it is not wanted any more")  # also where its task has not begun
         else:
             self._subscribe(message)
 
@@ -132,33 +135,32 @@ class Session(Outlet):
             raise sockets.MessageError(
                 "SUBSCRIPTION_LIMIT", f"A connection may have at most {MOST_SUBSCRIPTIONS} subscriptions", wanted.ref
             )
+        self.follows.add(wanted.selector)
         if wanted.after is None:
-            self.follows.add(wanted.selector)
             self._acknowledge(wanted.ref, self._shared.hub.subscribe(self, wanted.selector))
             return
         scope = trio.CancelScope()
-        self._resuming.add(scope)
+        self._resuming[scope] = wanted.selector
         self.line.attend(partial(self._resume, wanted, wanted.after, scope))
 
     async def _resume(self, wanted: sockets.Subscribe, after: int, scope: trio.CancelScope) -> bool:
         """Tell what was missed, then what comes; where that cannot be had whole, say so and do not begin."""
-        begins = wanted.selector not in self.follows
-        self.follows.add(wanted.selector)
+        hub, selector = self._shared.hub, wanted.selector
         try:
             with scope:
-                position = await self._shared.hub.resume(self, wanted.selector, after)
+                position = await hub.resume(self, selector, after)
                 if position is not None:
-                    self.follows.add(wanted.selector)  # as another one that failed may have left it
                     self._acknowledge(wanted.ref, position, recovered=True)
         except ResumeLost as error:
-            if begins:
-                self.follows.discard(wanted.selector)
-            self._tell(sockets.reset(error.position, error.reason))
+            if not scope.cancel_called:
+                self._tell(sockets.reset(error.position, error.reason))
         except Exception:  # noqa: BLE001 (a defect, logged; whoever may have missed something must not go on as if not)
             _log.exception("websocket.resume_failed", connectionId=self.connection_id)
             self.end(RESUME_LOST)
         finally:
-            self._resuming.discard(scope)
+            del self._resuming[scope]
+            if selector not in self._resuming.values() and not hub.follows(self, selector):
+                self.follows.discard(selector)
         return True
 
     def _acknowledge(self, ref: str | None, position: int, *, recovered: bool = False) -> None:

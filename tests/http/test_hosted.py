@@ -20,6 +20,7 @@ import trio.testing
 from front import DEADLINE_S, read_to_end
 from socket_client import frame
 from spoken import NEW
+from structlog.testing import capture_logs
 from wsproto.connection import CLIENT, Connection
 from wsproto.events import CloseConnection, TextMessage
 
@@ -187,6 +188,21 @@ async def test_a_websocket_may_be_a_stream_of_http_2(server):
         assert (closed.code, closed.reason) == (1001, "server going away")
 
 
+async def test_a_late_answer_to_a_close_hurts_nobody_in_http_2(server, monkeypatch):
+    monkeypatch.setattr("fluxora.http.hosted_line.LINGER_S", 0.01)
+    async with await server.connect() as transport, http2(server) as other:
+        tunnel = Stream(transport)
+        assert await tunnel.handshake("/ws/streams") == 200
+        assert server.backend.sockets.disconnect(lambda _: True) == 1
+        closed = await tunnel.event()
+        await until(lambda: not server.backend.sockets.count)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        tunnel.http.send_data(1, tunnel.frames.send(closed.response()))
+        await tunnel.flush()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert (await other.get("/health/live")).status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/health/live", "/api/events/stream", "/api/export/events.ndjson", "/nowhere"])
 async def test_no_other_path_answers_a_handshake(server, path):
     async with await server.connect() as transport:
@@ -217,6 +233,7 @@ class Asgi:
             "extensions": {name: {} for name in extensions},
         }
         self.taken = []
+        self.fails = None
         self._app = app
         self._takes = takes
         self._to_app, self._inbox = trio.open_memory_channel(10)
@@ -226,6 +243,8 @@ class Asgi:
         await self._app(self.scope, self._inbox.receive, self._take)
 
     async def _take(self, message):
+        if self.fails is not None:
+            raise self.fails
         if len(self.taken) == self._takes:
             await trio.sleep_forever()
         self.taken.append(message)
@@ -248,6 +267,19 @@ async def test_a_client_that_takes_nothing_is_given_up_after_the_write_timeout(s
     assert trio.current_time() - began < 2 * server.backend.config.write_timeout_s
     assert server.backend.sockets.closed == {1006: 1}
     assert server.backend.hub.status.subscribers == 0
+
+
+async def test_a_client_that_leaves_while_something_is_sent_to_it_is_no_defect_of_ours(server, nursery):
+    """Hypercorn (0.18) then ends the connection beneath what is being sent."""
+    asgi = Asgi(create_app(server.backend), 1)
+    nursery.start_soon(asgi.run)
+    await trio.testing.wait_all_tasks_blocked()
+    (session,) = server.backend.sockets._open
+    asgi.fails = trio.BusyResourceError("another task is currently sending data on this SocketStream")
+    with capture_logs() as logged:
+        assert session.offer(frame(1, b"x", mask=None))
+        await until(lambda: not server.backend.sockets.count)
+    assert not [line for line in logged if line["log_level"] == "error"]
 
 
 async def test_the_queue_of_a_client_is_bounded_in_bytes(server, nursery):

@@ -9,12 +9,14 @@ from random import Random
 import pytest
 import trio
 from front import DEADLINE_S
-from socket_client import BROADCAST, connect
+from socket_client import BROADCAST, connect, frame
 from story import ALICE, BOB, CAROL, batch, created, event, stream
 from trio_websocket import ConnectionClosed, open_websocket_url
 
 from fluxora.protocol.messages import timestamp_text
 from fluxora.storage.records import EventQuery
+
+TEXT = 0x1
 
 
 @pytest.fixture(params=["direct", "hosted"])
@@ -339,3 +341,77 @@ async def test_a_client_that_leaves_while_it_catches_up_leaves_nothing_behind(se
             await trio.aclose_forcefully(client.stream)
             await ended.wait()
     assert live.hub.status.subscribers == 0
+
+
+async def test_what_is_given_up_in_the_breath_in_which_it_was_asked_for_is_not_followed(server, commit, told):
+    await commit(created(0, ledger=10))
+    await told(1)
+    async with await connect(server) as client:
+        wanted = [
+            {"type": "subscribe", "streamId": "*", "after": "0", "ref": "s"},
+            {"type": "unsubscribe", "streamId": "*", "ref": "u"},
+            {"type": "ping"},
+        ]
+        await client.raw(*(frame(TEXT, json.dumps(message).encode()) for message in wanted))
+        answers = await client.messages(2)
+        while answers[-1] != {"type": "pong"}:
+            answers.append(await client.message())  # it may have been told of what came before it gave it up
+        await commit(created(1, ledger=11))
+        await told(2)
+        assert await client.ask({"type": "ping"}) == {"type": "pong"}
+        assert server.backend.hub.status.subscriptions == 0
+        (socket,) = server.backend.sockets._open
+        assert not socket.follows
+
+
+async def test_what_is_asked_for_again_is_followed(server, commit, told):
+    await commit(created(0, ledger=10))
+    await told(1)
+    async with await connect(server) as client:
+        wanted = [
+            {"type": "subscribe", "streamId": "*", "after": "0", "ref": "first"},
+            {"type": "unsubscribe", "streamId": "*", "ref": "u"},
+            {"type": "subscribe", "streamId": "*", "after": "0", "ref": "second"},
+        ]
+        await client.raw(*(frame(TEXT, json.dumps(message).encode()) for message in wanted))
+        answers = []
+        while not answers or answers[-1].get("ref") != "second":
+            answers.append(await client.message())
+        refs = [answer.get("ref") for answer in answers]
+        assert "first" not in refs[refs.index("u") :]
+        assert positions([answer for answer in answers if answer["type"] == "stream_update"])[-1] == 1
+        await commit(created(1, ledger=11))
+        assert (await client.message())["position"] == "2"
+
+
+async def test_a_resume_that_fails_takes_no_other_subscription_to_the_same_with_it(server, commit, told):
+    await commit(created(0, ledger=10))
+    await told(1)
+    async with await connect(server) as client:
+        wanted = [
+            {"type": "subscribe", "streamId": "*", "after": "7"},  # above the log
+            {"type": "subscribe", "streamId": "*", "ref": "live"},
+        ]
+        await client.raw(*(frame(TEXT, json.dumps(message).encode()) for message in wanted))
+        answers = await client.messages(2)
+        assert {answer["type"] for answer in answers} == {"ack", "reset"}
+        (socket,) = server.backend.sockets._open
+        assert len(socket.follows) == server.backend.hub.status.subscriptions == 1
+        await commit(created(1, ledger=11))
+        assert (await client.message())["position"] == "2"
+
+
+async def test_what_is_only_being_caught_up_with_counts_against_the_limit(server, commit, told, monkeypatch):
+    monkeypatch.setattr("fluxora.http.session.MOST_SUBSCRIPTIONS", 3)
+    await commit(created(0, ledger=10))
+    await told(1)
+    async with await connect(server) as client:
+        for nth in range(2):
+            await client.ask({"type": "subscribe", "streamId": f"stream-{nth}", "ref": "live"})
+        wanted = [
+            {"type": "subscribe", "streamId": f"stream-{nth}", "after": "0", "ref": str(nth)} for nth in range(2, 5)
+        ]
+        await client.raw(*(frame(TEXT, json.dumps(message).encode()) for message in wanted))
+        answers = await client.messages(3)
+        assert sorted(answer.get("code", "") for answer in answers) == ["", *2 * ["SUBSCRIPTION_LIMIT"]]
+        assert server.backend.hub.status.subscriptions == 3

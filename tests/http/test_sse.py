@@ -316,6 +316,7 @@ async def test_a_point_above_the_log_is_told_to_reload_and_the_stream_ends(serve
         assert await client.message() is None
     await until(lambda: not server.backend.sockets.streams)
     assert server.backend.sockets.streams_ended == {4003: 1}
+    assert 'fluxora_event_stream_closed_total{code="4003"} 1.0' in (await server.get("/metrics")).text
 
 
 async def test_a_resume_that_fails_for_a_defect_ends_the_stream(server, monkeypatch):

@@ -16,6 +16,7 @@ from typing import Any
 import h11
 import pytest
 import trio
+import trio.testing
 from front import DEADLINE_S, Server
 from socket_client import Client, connect, handshake, head_of
 from story import batch, created
@@ -105,13 +106,13 @@ class OverWebSocket:
                 found.append(int(message["position"]))
         return found
 
-    async def read_to_the_end(self) -> list[int]:
+    async def read_to_the_end(self, code: int = 4001) -> list[int]:
         """All that is there, and behind it the reason why there is no more."""
         found = []
         while isinstance(event := await self._client.event(), TextMessage):
             found.append(int(json.loads(event.data)["position"]))
         assert isinstance(event, CloseConnection)
-        assert event.code == 4001
+        assert event.code == code
         return found
 
     async def close(self) -> None:
@@ -272,3 +273,22 @@ async def test_one_that_reads_now_and_then_has_no_more_waiting(
     assert not hub.status.dropped
     assert max(offered) <= MAX_OFFERED_BYTES
     await slow.close()
+
+
+async def test_one_that_is_ended_while_it_catches_up_is_told_why_behind_all_that_was_on_its_way(
+    server: Server, commit: Any
+) -> None:
+    for position in range(1, 61):
+        await commit(position)
+    await until(lambda: server.backend.hub.head == 60)
+    readers = [await OverWebSocket.open(server, after=0) for _ in range(8)]
+    await until(lambda: len(outlets := server.backend.sockets._open) == 8 and all(one.follows for one in outlets))
+    outlets = tuple(server.backend.sockets._open)
+    await until(lambda: all(one.line.offered_bytes for one in outlets))
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert server.backend.sockets.disconnect(lambda _: True) == 8
+    for reader in readers:
+        read = await reader.read_to_the_end(4403)
+        assert read == list(range(1, len(read) + 1))
+        assert 5 < len(read) < 60
+        await reader.close()

@@ -548,6 +548,23 @@ async def test_metrics_tell_of_them(client, server):
     assert 'fluxora_websocket_closed_total{code="1006"} 1.0' in (await server.get("/metrics")).text
 
 
+@OURS
+async def test_codes_that_clients_make_up_are_one_label(server):
+    for code in (3000, 3777, 4999, 1000):
+        async with await connect(server) as client:
+            await client.raw(frame(CLOSE, struct.pack("!H", code)))
+            assert isinstance(await client.event(), CloseConnection)
+    with trio.fail_after(DEADLINE_S):
+        while server.backend.sockets.count:
+            await trio.lowlevel.checkpoint()
+    lines = (await server.get("/metrics")).text.splitlines()
+    closed = [line for line in lines if line.startswith("fluxora_websocket_closed_total{")]
+    assert sorted(closed) == [
+        'fluxora_websocket_closed_total{code="1000"} 1.0',
+        'fluxora_websocket_closed_total{code="other"} 3.0',
+    ]
+
+
 async def test_what_is_told_to_all_reaches_both_protocols(client, listener, hub):
     await client.ask({"type": "ping"})
     await hub.announce("service.degraded", "the database does not answer", 1_767_225_600_000)

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,11 +16,14 @@ import httpx
 import pytest
 import trio
 from processes import ROOT, Served, environment, run, serve
+from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
 from waiting import eventually
 
 from fluxora.__main__ import main
 from fluxora.localnet import account
+from fluxora.protocol import sockets
 from fluxora.protocol.api_keys import make
+from fluxora.protocol.messages import LogEvent
 
 DEADLINE_S = 60.0
 NEW = {"sender": account(1, "a"), "recipient": account(1, "b"), "depositAmount": "1000", "ratePerSecond": "0.5"}
@@ -224,6 +228,41 @@ async def test_what_cannot_be_resumed_is_said_and_is_code_1(postgres_url: str, t
         assert (done.returncode, done.stdout) == (1, "")
         assert "What follows position 7 cannot be told whole" in done.stderr
         assert "from position 1 on" in done.stderr
+
+
+OBEYED = "\x1b]0;x\x07\x9b31m\x7f\u202e"  # what a terminal takes for orders, of one byte or of two
+
+
+async def harmful(request: WebSocketRequest) -> None:
+    """A server that would move a terminal's cursor, and says far too much."""
+    socket = await request.accept(subprotocol="fluxora.v2")
+    ref = json.loads(await socket.get_message())["ref"]
+    payload = json.dumps({"memo": OBEYED}, ensure_ascii=False).encode()
+    event = LogEvent(1, "id-1", "stream.updated", "withdrew", "stream-1", 7, None, None, 0, payload)
+    for message in (
+        sockets.ack(ref, 0, recovered=False),
+        sockets.service("service.degraded", OBEYED * 1_000, 0),
+        sockets.stream_update(event),
+        sockets.error("FORBIDDEN", OBEYED * 1_000),
+    ):
+        await socket.send_message(message.decode())
+    with suppress(ConnectionClosed):
+        await socket.get_message()
+
+
+async def test_a_server_cannot_give_orders_to_a_terminal() -> None:
+    async with trio.open_nursery() as nursery:
+        listening = await nursery.start(partial(serve_websocket, harmful, "127.0.0.1", 0, None))
+        done = await run("tail", f"http://127.0.0.1:{listening.port}", "--json", environ=environment())
+        nursery.cancel_scope.cancel()
+    (shown,) = done.stdout.splitlines()
+    assert json.loads(shown)["payload"] == {"memo": OBEYED}
+    told = done.stderr.splitlines()
+    assert [line.split(":")[1] for line in told] == [" connected, at position 0", " service.degraded", " FollowRefused"]
+    for line in (shown, *told):
+        assert line.isprintable()
+        assert len(line) < 2_000
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize(
