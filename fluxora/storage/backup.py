@@ -113,14 +113,15 @@ class Newest(msgspec.Struct, frozen=True):
 def newest(folder: str) -> Newest:
     """The newest archive in `folder` (a path or s3://bucket/prefix, with a / at its end) among those named by us."""
     try:
-        names = [place.name.rpartition("/")[2] for place in archive(folder + default_name(0)).siblings()]
+        made = [at_s for place in archive(folder + default_name(0)).siblings() if (at_s := _made_at(place)) is not None]
     except (ConfigError, ArchiveError) as error:
         return Newest(None, str(error))
-    made = [at_s for name in names if (at_s := _made_at(name)) is not None]
     return Newest(max(made, default=None))
 
 
-def _made_at(name: str) -> float | None:
+def _made_at(place: Archive) -> float | None:
+    """When one was made that is named by us, in Unix seconds; None for others."""
+    name = place.name.rpartition("/")[2]
     try:
         return datetime.strptime(name, f"fluxora-{_NAMED}{SUFFIX}").replace(tzinfo=UTC).timestamp()
     except ValueError:
@@ -132,8 +133,8 @@ def backup(
 ) -> BackupResult:
     """Write the database at `url` to `target`: a path or s3://bucket/key, in a folder (…/) under a name of its own.
 
-    With `keep`, only that many of the newest archives (`*.dump`) stay in the folder, this one among them. Raises
-    nothing but defects: what went wrong is in the result.
+    With `keep`, only that many of the newest archives that are named by us stay in the folder, this one among them if
+    it is. Raises nothing but defects: what went wrong is in the result.
     """
     began = time.monotonic()
     stop = stop or Stop()
@@ -207,8 +208,8 @@ def _verify(programs: Programs, written: IO[bytes], sha256: str, name: str, stop
 
 
 def _retire(place: Archive, keep: int) -> list[str]:
-    gone = [one for one in place.siblings() if one.name != place.name]
-    gone = gone[: max(0, len(gone) - (keep - 1))]
+    ours = [one for one in place.siblings() if _made_at(one) is not None and one.name != place.name]
+    gone = ours[: max(0, len(ours) - (keep if _made_at(place) is None else keep - 1))]
     for one in gone:
         one.remove()
     return [one.name for one in gone]

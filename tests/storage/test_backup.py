@@ -230,6 +230,21 @@ def test_only_the_newest_archives_are_kept(filled: str, tmp_path: Path) -> None:
     assert "notes.txt" in left
 
 
+def test_archives_of_other_names_are_nobodys_to_remove(filled: str, tmp_path: Path) -> None:
+    """A folder may hold another database's dumps, and archives that somebody named, on either side of ours."""
+    others = ["another.dump", "before-upgrade.dump", "zebra.dump"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"not ours")
+    for day in range(1, 4):
+        (tmp_path / f"fluxora-2026010{day}T000000Z.dump").write_bytes(b"old")
+    result = backup(filled, f"{tmp_path}/", keep=2)
+    assert [Path(name).name[:16] for name in result.removed] == ["fluxora-20260101", "fluxora-20260102"]
+    named = backup(filled, f"{tmp_path}/aaa.dump", keep=1)
+    assert [Path(name).name[:16] for name in named.removed] == ["fluxora-20260103"]
+    left = {path.name for path in tmp_path.glob("*.dump")}
+    assert left == {*others, "aaa.dump", Path(str(result.archive)).name}
+
+
 def test_stopped_in_the_middle(postgres_run: Any, filled: str, tmp_path: Path) -> None:
     """While pg_dump waits for a lock; nothing else would end it for a minute."""
     stop = Stop()
