@@ -204,11 +204,12 @@ def test_what_a_restore_could_not_take_away_refuses_it(
 ) -> None:
     target = str(tmp_path / "x.dump")
     assert backup(filled, target).success
-    postgres_run.sql("CREATE TABLE newer (x int)", name_of(other))
+    for name in ("newer", '"odd, ""name"""'):
+        postgres_run.sql(f"CREATE TABLE {name} (x int)", name_of(other))
     before = text_of(postgres_run, other)
     result = restore(other, target)
     assert not result.success
-    assert "public.newer" in (result.error or "")
+    assert 'public.newer, public.odd, "name"' in (result.error or "")
     assert text_of(postgres_run, other) == before
 
 
