@@ -30,7 +30,10 @@ def add_backup_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `fluxora backup`."""
     parser.add_argument("target", help="where to: a file, a folder/ or s3://bucket/key")
     parser.add_argument(
-        "--keep", type=_positive, metavar="N", help="keep the newest N archives (*.dump) of its folder, remove the rest"
+        "--keep",
+        type=_positive,
+        metavar="N",
+        help="of the archives in its folder that are named by their time (fluxora-*Z.dump), keep the newest N",
     )
 
 

@@ -94,7 +94,8 @@ def replay(parser: argparse.ArgumentParser) -> None:
         "--only",
         default="failed",
         metavar="WHICH",
-        help="failed: what was dead-lettered or never recorded for it; all: also what arrived (default %(default)s)",
+        help="failed: what was dead-lettered, or what there is no delivery of (never recorded for it, or removed after "
+        "FLUXORA_WEBHOOK_RETENTION_DAYS); all: also what arrived (default %(default)s)",
     )
 
 

@@ -20,6 +20,7 @@ from fluxora.config import BackupConfig
 from fluxora.storage.backup import BackupResult, Stop, backup, newest
 
 RETRY_S = 600.0
+GIVE_UP_S = 3.0  # for what is stopped to take back what it has written; a bucket may not answer for minutes
 LONGEST_LOOK_S = 3_600.0  # between two looks at the clock, which may be set, and at what others have written
 JITTER = 0.02  # of the interval
 
@@ -53,6 +54,7 @@ class Backups:
         self._newest_s: float | None = None
         self._failures = 0
         self._stop = Stop()
+        self._writing = False
         self._scope = trio.CancelScope()
         self._log = logs.get(self.name)
 
@@ -62,9 +64,15 @@ class Backups:
         return BackupStatus(self._newest_s, self._failures)
 
     def drain(self) -> None:
-        """End the actor; an archive that is being written is given up, and leaves nothing behind."""
-        self._scope.cancel(reason="the backups are stopping")
+        """End the actor; an archive that is being written is given up, and leaves nothing behind.
+
+        A bucket that does not answer is not waited for: what was uploaded of an archive then stays there unfinished.
+        """
         self._stop()
+        if self._writing:
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + GIVE_UP_S)
+        else:
+            self._scope.cancel(reason="the backups are stopping")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Back up whenever it is time, until stopped."""
@@ -77,7 +85,8 @@ class Backups:
 
     async def _wait_s(self) -> float:
         """Back up if it is time; seconds until it may be again."""
-        found = await trio.to_thread.run_sync(newest, self._target)
+        # A bucket may not answer for minutes; the thread that asks it changes nothing, and ends by itself.
+        found = await trio.to_thread.run_sync(newest, self._target, abandon_on_cancel=True)
         if found.error is not None:
             self._failed(found.error)
             return RETRY_S
@@ -101,10 +110,19 @@ class Backups:
         return self._config.every_s
 
     async def _back_up(self) -> BackupResult:
-        # The thread is waited for, so that nothing runs that nobody owns; `drain` ends the program that it waits for.
+        # `drain` ends the program that the thread waits for, and gives it a while to clear away what is at the target.
         work = partial(backup, self._url, self._target, keep=self._config.keep, stop=self._stop)
-        result = await trio.to_thread.run_sync(work)
-        await trio.lowlevel.checkpoint_if_cancelled()  # one that was stopped has not failed
+        self._writing = True
+        try:
+            result = await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+        except trio.Cancelled:  # from outside: nobody waits for it, so it has to end
+            self._stop()
+            raise
+        finally:
+            self._writing = False
+        if self._stop.stopped:  # which is no failure
+            self._scope.cancel(reason="the backups are stopping")
+            await trio.lowlevel.checkpoint_if_cancelled()
         return result
 
     def _failed(self, reason: str) -> None:

@@ -35,6 +35,7 @@ def result_of(due: Due, sent: Sent, draw: float) -> Result:
         error=sent.error,
         latency_ms=sent.latency_ms,
         response=sent.response,
+        url=due.url,
     )
 
 

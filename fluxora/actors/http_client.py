@@ -28,6 +28,8 @@ import trio
 from fluxora.errors import FluxoraError
 
 RECEIVE_BYTES = 256 * 1024  # pages of events are megabytes; fewer, larger reads
+MAX_INTERIM = 16  # answers of 1xx before the one that counts
+FAIR_EVERY = 64  # pieces of an answer between two chances for other tasks: a peer may send it in chunks of one byte
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -220,7 +222,11 @@ class Exchange:
         headers: tuple[tuple[str, str], ...] = ()
         body = bytearray()
         limit = self._client.max_body_bytes
+        pieces = interim = 0
         while True:
+            pieces += 1
+            if pieces % FAIR_EVERY == 0:
+                await trio.lowlevel.checkpoint()
             event = connection.protocol.next_event()
             if event is h11.NEED_DATA:
                 await self._receive(connection)
@@ -241,7 +247,11 @@ class Exchange:
                     name == "content-length" and int(value) > limit for name, value in headers
                 ):
                     raise ExchangeFailed(Fault.TOO_LARGE, f"an answer longer than {limit} bytes was announced")
-            elif not isinstance(event, h11.InformationalResponse):
+            elif isinstance(event, h11.InformationalResponse):
+                interim += 1
+                if interim > MAX_INTERIM:
+                    raise ExchangeFailed(Fault.MALFORMED, f"more than {MAX_INTERIM} interim answers")
+            else:
                 raise ExchangeFailed(Fault.MALFORMED, f"unexpected {type(event).__name__} in the answer")
 
     async def _receive(self, connection: _Connection) -> None:

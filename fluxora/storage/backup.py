@@ -30,6 +30,8 @@ from fluxora.storage.archives import CHUNK, SUFFIX, Archive, ArchiveError, Hashe
 from fluxora.storage.pg_programs import ProgramFailed, Programs, Server, last_words, server_of
 
 HAS_TRANSACTION_TIMEOUT = 17  # the version of PostgreSQL that knows this setting, which newer programs always set
+PASSING = ("webhook_claims", "webhook_workers")
+"""Tables that an archive has empty: who sends what just now. A process that still is there would hold it for good."""
 _TIMEOUT_LINE = b"SET transaction_timeout = 0;\n"
 _PREAMBLE = 64  # lines of SQL among which it stands
 _TABLE = re.compile(r"^\d+; \d+ \d+ TABLE (\S+) (\S+) ", re.MULTILINE)
@@ -111,14 +113,15 @@ class Newest(msgspec.Struct, frozen=True):
 def newest(folder: str) -> Newest:
     """The newest archive in `folder` (a path or s3://bucket/prefix, with a / at its end) among those named by us."""
     try:
-        names = [place.name.rpartition("/")[2] for place in archive(folder + default_name(0)).siblings()]
+        made = [at_s for place in archive(folder + default_name(0)).siblings() if (at_s := _made_at(place)) is not None]
     except (ConfigError, ArchiveError) as error:
         return Newest(None, str(error))
-    made = [at_s for name in names if (at_s := _made_at(name)) is not None]
     return Newest(max(made, default=None))
 
 
-def _made_at(name: str) -> float | None:
+def _made_at(place: Archive) -> float | None:
+    """When one was made that is named by us, in Unix seconds; None for others."""
+    name = place.name.rpartition("/")[2]
     try:
         return datetime.strptime(name, f"fluxora-{_NAMED}{SUFFIX}").replace(tzinfo=UTC).timestamp()
     except ValueError:
@@ -130,8 +133,8 @@ def backup(
 ) -> BackupResult:
     """Write the database at `url` to `target`: a path or s3://bucket/key, in a folder (…/) under a name of its own.
 
-    With `keep`, only that many of the newest archives (`*.dump`) stay in the folder, this one among them. Raises
-    nothing but defects: what went wrong is in the result.
+    With `keep`, only that many of the newest archives that are named by us stay in the folder, this one among them if
+    it is. Raises nothing but defects: what went wrong is in the result.
     """
     began = time.monotonic()
     stop = stop or Stop()
@@ -177,7 +180,13 @@ def _told(error: Exception, stop: Stop) -> str:
 
 
 def _dump(server: Server, place: Archive, progress: Progress | None, stop: Stop) -> int:
-    command = [server.programs.path("pg_dump"), "--format=custom", "--no-password", "--lock-wait-timeout=60000"]
+    command = [
+        server.programs.path("pg_dump"),
+        "--format=custom",
+        "--no-password",
+        "--lock-wait-timeout=60000",
+        *(f"--exclude-table-data=*.{table}" for table in PASSING),
+    ]
     with _running(server, command, stop, writes=True) as (process, said):
         assert process.stdout is not None
 
@@ -199,8 +208,8 @@ def _verify(programs: Programs, written: IO[bytes], sha256: str, name: str, stop
 
 
 def _retire(place: Archive, keep: int) -> list[str]:
-    gone = [one for one in place.siblings() if one.name != place.name]
-    gone = gone[: max(0, len(gone) - (keep - 1))]
+    ours = [one for one in place.siblings() if _made_at(one) is not None and one.name != place.name]
+    gone = ours[: max(0, len(ours) - (keep if _made_at(place) is None else keep - 1))]
     for one in gone:
         one.remove()
     return [one.name for one in gone]

@@ -5,6 +5,8 @@ They are told through the environment, never by arguments: those can be read by 
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 import subprocess
@@ -184,7 +186,7 @@ def _ask(programs: Programs, environment: Mapping[str, str], sql: str) -> list[l
         raise StorageUnavailable(f"PostgreSQL cannot answer: {last_words(error.stderr)}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StorageUnavailable("PostgreSQL cannot answer: it took too long") from error
-    return [line.split(",") for line in done.stdout.decode(errors="replace").splitlines()]
+    return list(csv.reader(io.StringIO(done.stdout.decode(errors="replace"), newline="")))
 
 
 def last_words(said: bytes) -> str:

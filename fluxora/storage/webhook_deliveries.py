@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
+from fluxora.protocol.messages import LogEvent
 from fluxora.protocol.signing import parse_delivery_id
 from fluxora.storage import admin_log, reads
 from fluxora.storage import webhook_tallies as tallies
@@ -11,6 +13,7 @@ from fluxora.storage.admin_log import NOW_MS
 from fluxora.storage.doorbell import CHANNEL
 from fluxora.storage.pool import Connection
 from fluxora.storage.records import EventQuery
+from fluxora.storage.rewind import REVERTED
 from fluxora.storage.webhook_endpoints import remove
 from fluxora.storage.webhook_outbox import Filter
 from fluxora.storage.webhook_records import (
@@ -25,6 +28,7 @@ from fluxora.storage.webhook_records import (
 )
 
 REPLAYED_AT_ONCE: Final = 1_000  # log rows that one call looks through
+READ_AT_ONCE: Final = 100  # of them in memory: payloads may be large
 ATTEMPTS_SHOWN: Final = 1_000
 STATUSES: Final[tuple[DeliveryStatus, ...]] = ("pending", "delivered", "dead")
 AGAIN: Final[dict[ReplayScope, list[DeliveryStatus]]] = {"failed": ["dead"], "all": ["dead", "delivered"]}
@@ -73,6 +77,14 @@ WITH clock AS MATERIALIZED (SELECT {NOW_MS} AS now_ms), asked AS (
 )
 SELECT pending FROM counted
 """  # noqa: S608 (no value in it)
+
+TOLD: Final = """
+SELECT e.position FROM unnest($2::bigint[], $3::text[]) AS e(position, stream_id)
+WHERE EXISTS (SELECT FROM webhook_deliveries d WHERE d.endpoint_id = $1 AND d.position = e.position) OR EXISTS (
+    SELECT FROM events u JOIN webhook_deliveries d ON d.endpoint_id = $1 AND d.position = u.position
+    WHERE u.stream_id = e.stream_id AND u.position < e.position AND u.reverted_by = e.position
+)
+"""
 
 # The oldest of each is looked up, for asking whether there is an old one may read them all.
 PURGEABLE: Final = f"""
@@ -201,22 +213,54 @@ async def replay(connection: Connection, endpoint_id: str, span: Span, actor: st
             return None
         head = await reads.position(connection)
         last = head if span.until is None else min(span.until, head)
-        events = [
-            event
-            for event in await reads.events(connection, EventQuery(after=span.after, limit=REPLAYED_AT_ONCE))
-            if event.position <= last
-        ]
-        through = events[-1].position if events else max(span.after, last)
-        has_more = through < last
-        wanted = Filter(endpoint)
-        parties = Filter.parties([wanted], events)
-        taken = [event for event in events if wanted.takes(event, parties)]
-        positions, queues = [event.position for event in taken], [wanted.queue(event) for event in taken]
-        count: int = await connection.fetchval(_REPLAY, endpoint_id, positions, queues, AGAIN[span.only])
-        detail = {"after": span.after, "through": through, "only": span.only, "count": count}
+        again = _Again(connection, Filter(endpoint), AGAIN[span.only])
+        through, looked = span.after, 0
+        while through < last and looked < REPLAYED_AT_ONCE:
+            limit = min(READ_AT_ONCE, REPLAYED_AT_ONCE - looked)
+            page = await reads.events(connection, EventQuery(after=through, limit=limit))
+            events = [event for event in page if event.position <= last]
+            await again.send(events)
+            looked += len(page)
+            through = events[-1].position if len(events) == limit else last
+        detail = {"after": span.after, "through": through, "only": span.only, "count": again.count}
         await admin_log.add(connection, actor, "webhook.replayed", endpoint_id, detail)
         await connection.execute("SELECT pg_notify($1, '')", CHANNEL)
-    return Replayed(count, through, has_more)
+    return Replayed(again.count, through, has_more=through < last)
+
+
+class _Again:
+    """What of the log is made pending for one endpoint, under its lock; `count` deliveries so far."""
+
+    def __init__(self, connection: Connection, wanted: Filter, statuses: list[DeliveryStatus]) -> None:
+        self._connection = connection
+        self._wanted = wanted
+        self._statuses = statuses
+        self.count = 0
+
+    async def send(self, events: Sequence[LogEvent]) -> None:
+        """Those that match, and then those that take back what the endpoint was told of, these now included."""
+        parties = Filter.parties([self._wanted], events)
+        taken = [event for event in events if self._wanted.takes(event, parties)]
+        await self._pending(taken)
+        if self._wanted.narrow:
+            matched = {event.position for event in taken}
+            others = [event for event in events if event.event == REVERTED and event.position not in matched]
+            told = await self._told([event for event in others if event.stream_id is not None])
+            await self._pending([event for event in others if event.position in told])
+
+    async def _pending(self, events: Sequence[LogEvent]) -> None:
+        if events:
+            positions, queues = [event.position for event in events], [self._wanted.queue(event) for event in events]
+            self.count += await self._connection.fetchval(_REPLAY, self._wanted.id, positions, queues, self._statuses)
+
+    async def _told(self, retractions: Sequence[LogEvent]) -> set[int]:
+        """The positions of those that the endpoint has a delivery of, or of an event that they take back."""
+        if not retractions:
+            return set()
+        positions = [event.position for event in retractions]
+        streams = [event.stream_id for event in retractions]
+        rows = await self._connection.fetch(TOLD, self._wanted.id, positions, streams)
+        return {row["position"] for row in rows}
 
 
 async def purge(connection: Connection, age_ms: int, limit: int) -> int:

@@ -111,7 +111,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     `retry`: again after `delay_ms`. `dead`: never again by itself. `gone`: the endpoint is to be disabled, and the
     delivery waits with what else is pending there. `status` is the answer's, None where there was none; `error` says
-    why it failed. Of `response` the first 1,024 characters are kept.
+    why it failed. Of `response` the first 1,024 characters are kept. `url` is where it was sent to, as claimed: `gone`
+    says nothing about an endpoint that has another one by now.
     """
 
     endpoint_id: str
@@ -122,6 +123,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None
     latency_ms: int
     response: str = ""
+    url: str | None = None
 
 
 class Wish(msgspec.Struct, frozen=True):

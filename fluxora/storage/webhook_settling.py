@@ -82,6 +82,7 @@ async def settle(connection: Connection, worker: str, results: Sequence[Result],
     """Take the results of the worker's claims. Their endpoints stay locked until the transaction ends."""
     rows = await connection.fetch(_LOCK, list({result.endpoint_id for result in results}))
     endpoints = {row["id"]: row for row in rows}
+    results = [_as_of_now(result, endpoints.get(result.endpoint_id)) for result in results]
     settled = await connection.fetch(_SETTLE, worker, now_ms, *_columns(results))
     queues = {
         (row["endpoint_id"], row["queue"])
@@ -102,6 +103,14 @@ async def settle(connection: Connection, worker: str, results: Sequence[Result],
         detail = {"reason": reasons[id_], "url": endpoints[id_]["url"]}
         await admin_log.add(connection, ITSELF, "webhook.disabled", id_, detail)
     return Settled(len(settled), disabled)
+
+
+def _as_of_now(result: Result, endpoint: Any | None) -> Result:
+    """The same, but that another URL's answer does not end the endpoint: it is due again at once, at the new one."""
+    moved = endpoint is not None and result.url is not None and result.url != endpoint["url"]
+    return (
+        msgspec.structs.replace(result, outcome="retry", delay_ms=0) if moved and result.outcome == "gone" else result
+    )
 
 
 def _reason(endpoint: Any, outcomes: set[str], now_ms: int) -> DisabledReason | None:

@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from fluxora.actors import backups as backups_module
 from fluxora.actors.backups import RETRY_S, Backups
 from fluxora.config import BackupConfig, StorageConfig
 from fluxora.errors import ConfigError
@@ -131,6 +132,49 @@ async def test_a_stop_gives_up_what_is_being_written(
         await bridge.run(close)
     assert backups.status.failures == 0
     assert not folder.exists() or list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("lists", [True, False])
+async def test_a_bucket_that_does_not_answer_holds_no_stop_up(
+    storage_config: StorageConfig, monkeypatch: pytest.MonkeyPatch, lists: bool
+) -> None:
+    """It is asked in a thread that nothing ends: whether it lists its archives and takes none, or not even that."""
+    pytest.importorskip("boto3", reason="the S3 client is not installed")
+    monkeypatch.setattr(backups_module, "GIVE_UP_S", 0.1)
+    asked = trio.Event()
+
+    async def bucket(stream: trio.SocketStream) -> None:
+        try:
+            while request := await stream.receive_some(100_000):
+                if not (lists and request.startswith(b"GET ")):
+                    asked.set()
+                    await trio.sleep_forever()
+                body = b"<ListBucketResult></ListBucketResult>"
+                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        except trio.BrokenResourceError:
+            pass
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        for name, value in {
+            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{listener.socket.getsockname()[1]}",
+            "AWS_ACCESS_KEY_ID": "key-of-the-test",
+            "AWS_SECRET_ACCESS_KEY": "s3cret-word",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_MAX_ATTEMPTS": "1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        nursery.start_soon(trio.serve_listeners, bucket, [listener])
+        backups = Backups(storage_config.database_url or "", BackupConfig(target="s3://bucket/kept/"))
+        with trio.fail_after(LONGEST_S / 3):
+            async with trio.open_nursery() as running:
+                await running.start(backups.run)
+                await asked.wait()
+                backups.drain()
+        assert backups.status.failures == 0
+        nursery.cancel_scope.cancel()
 
 
 def test_a_target_is_a_folder() -> None:

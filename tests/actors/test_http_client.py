@@ -11,7 +11,15 @@ import trio
 import trio.lowlevel
 from scripted_node import Answer, running
 
-from fluxora.actors.http_client import Deadlines, ExchangeFailed, Fault, HttpClient, Target
+from fluxora.actors.http_client import (
+    FAIR_EVERY,
+    MAX_INTERIM,
+    Deadlines,
+    ExchangeFailed,
+    Fault,
+    HttpClient,
+    Target,
+)
 
 PEM = Path(__file__).parent / "node_test.pem"  # a certificate and key for node.test, made for these tests
 TIGHT = Deadlines(connect_s=2.0, write_s=2.0, first_byte_s=0.1, total_s=0.3)
@@ -289,6 +297,60 @@ async def test_answer_that_trickles_is_bounded_in_total(client):
         with pytest.raises(ExchangeFailed) as caught, trio.fail_after(2):
             await client.request("GET", Target.parse(f"http://127.0.0.1:{port}/"), deadlines=TIGHT)
         assert caught.value.fault is Fault.TIMEOUT
+        nursery.cancel_scope.cancel()
+
+
+async def test_interim_answers_are_bounded(client):
+    """A peer that sends nothing else would be read, at the cost of a core, for as long as an exchange may take."""
+
+    async def answer_after(interim):
+        async def serve(stream):
+            await stream.receive_some(10_000)
+            answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(b"HTTP/1.1 103 Early Hints\r\n\r\n" * interim + answer)
+
+        async with trio.open_nursery() as nursery:
+            [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            port = listener.socket.getsockname()[1]
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            try:
+                return (await client.request("POST", Target.parse(f"http://127.0.0.1:{port}/"))).body
+            except ExchangeFailed as error:
+                return error.fault
+            finally:
+                nursery.cancel_scope.cancel()
+
+    assert await answer_after(MAX_INTERIM) == b"ok"
+    assert await answer_after(MAX_INTERIM + 1) is Fault.MALFORMED
+
+
+async def test_answer_in_tiny_chunks_lets_others_run(client):
+    """Thousands of chunks arrive with one read; what takes them apart may not keep the loop for as long as that."""
+    sent = trio.Event()
+    turns = 0
+
+    async def serve(stream):
+        await stream.receive_some(10_000)
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await stream.send_all(head + b"1\r\nx\r\n" * 8_000 + b"0\r\n\r\n")
+        sent.set()
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        exchange = await client.begin("POST", Target.parse(f"http://127.0.0.1:{port}/"))
+        await sent.wait()
+        nursery.start_soon(count_turns)
+        assert len((await exchange.reply()).body) == 8_000
+        assert turns > 8_000 // FAIR_EVERY // 2  # one for each, but for the beginning and the end
         nursery.cancel_scope.cancel()
 
 

@@ -204,11 +204,12 @@ def test_what_a_restore_could_not_take_away_refuses_it(
 ) -> None:
     target = str(tmp_path / "x.dump")
     assert backup(filled, target).success
-    postgres_run.sql("CREATE TABLE newer (x int)", name_of(other))
+    for name in ("newer", '"odd, ""name"""'):
+        postgres_run.sql(f"CREATE TABLE {name} (x int)", name_of(other))
     before = text_of(postgres_run, other)
     result = restore(other, target)
     assert not result.success
-    assert "public.newer" in (result.error or "")
+    assert 'public.newer, public.odd, "name"' in (result.error or "")
     assert text_of(postgres_run, other) == before
 
 
@@ -228,6 +229,21 @@ def test_only_the_newest_archives_are_kept(filled: str, tmp_path: Path) -> None:
     assert len([name for name in left if name.endswith(".dump")]) == 3
     assert len([name for name in left if name.endswith(".sha256")]) == 3
     assert "notes.txt" in left
+
+
+def test_archives_of_other_names_are_nobodys_to_remove(filled: str, tmp_path: Path) -> None:
+    """A folder may hold another database's dumps, and archives that somebody named, on either side of ours."""
+    others = ["another.dump", "before-upgrade.dump", "zebra.dump"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"not ours")
+    for day in range(1, 4):
+        (tmp_path / f"fluxora-2026010{day}T000000Z.dump").write_bytes(b"old")
+    result = backup(filled, f"{tmp_path}/", keep=2)
+    assert [Path(name).name[:16] for name in result.removed] == ["fluxora-20260101", "fluxora-20260102"]
+    named = backup(filled, f"{tmp_path}/aaa.dump", keep=1)
+    assert [Path(name).name[:16] for name in named.removed] == ["fluxora-20260103"]
+    left = {path.name for path in tmp_path.glob("*.dump")}
+    assert left == {*others, "aaa.dump", Path(str(result.archive)).name}
 
 
 def test_stopped_in_the_middle(postgres_run: Any, filled: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 from hooked import HOUR_MS, LIFE_MS, check_tables, create, endpoint, opened, record, result, rows
-from scripted import execute, query
+from scripted import ACCOUNTS, batch, created, execute, header, query
 
 from fluxora.config import StorageConfig
 from fluxora.storage import webhook_deliveries, webhook_tallies
@@ -182,6 +182,31 @@ async def test_a_replay_goes_through_the_log_in_bounded_pieces(
         assert {row["queue"] for row in (await rows(store)).values()} == {f"stream-{number}" for number in range(18)}
 
 
+async def test_a_replay_has_what_takes_back_an_event_that_was_told(storage_config: StorageConfig) -> None:
+    """Where a stream is gone altogether, its retraction names nobody, and is owed to who was told of the stream."""
+    async with opened(storage_config) as (store, lease):
+        endpoints = [
+            await endpoint(store, addresses=(ACCOUNTS[1],)),
+            await endpoint(store, addresses=(ACCOUNTS[1],), ordered=True),  # disabled while the history changes
+            await endpoint(store, addresses=(ACCOUNTS[5],)),  # told of nothing
+            await endpoint(store, addresses=(ACCOUNTS[1],), events=("stream.created",)),  # wants no retractions
+        ]
+        late = endpoints[1].id
+        await store.append([batch([created(100, 0, 7)], 100, headers=(header(100),))], lease=lease.number)
+        await work(store)
+        await store.webhooks.update(late, EndpointChanges(enabled=False), "test")
+        await store.append([batch([], 100, rollback_to=99, headers=(header(100, 1),))], lease=lease.number)
+        await work(store, dead=[2])
+        await store.webhooks.update(late, EndpointChanges(enabled=True), "test")
+        endpoints.append(await endpoint(store, addresses=(ACCOUNTS[1],)))  # told of nothing until it is replayed
+        replays = [await store.webhooks.replay(each.id, 0, None, "failed", "test") for each in endpoints]
+        assert [told and told.count for told in replays] == [1, 1, 0, 0, 2]
+        again = {(due.endpoint_id, due.event.position) for due in await work(store)}
+        assert again == {(endpoints[0].id, 2), (late, 2), (endpoints[4].id, 1), (endpoints[4].id, 2)}
+        assert (await rows(store))[late, 2]["queue"] is not None
+        await check_tables(store.url)
+
+
 async def test_an_earlier_event_that_is_replayed_goes_before_the_later_ones_of_its_stream(
     storage_config: StorageConfig,
 ) -> None:
@@ -251,3 +276,21 @@ async def test_the_backlog_counts_what_waits_where_it_can_go(
         await store.webhooks.redeliver(f"msg_{made.id}_4", "test")
         found = await store.webhooks.backlog()
         assert (found.pending, found.dead_lettered) == (3, 1)
+
+
+async def test_the_backlog_is_told_however_much_has_piled_up(storage_config: StorageConfig) -> None:
+    """As by many endpoints while nobody counted: joining them all would take longer than a read may, each time anew."""
+    rows_ = 500_000
+    async with opened(storage_config) as (store, _):
+        made = await endpoint(store)
+        await execute(
+            store.url, [f"INSERT INTO webhook_tallies SELECT '{made.id}', 1, 1 FROM generate_series(1, {rows_})"]
+        )
+        left = [rows_]
+        while left[-1] >= webhook_tallies.JOINED_FROM and len(left) < 4:
+            told = await store.webhooks.backlog()
+            assert (told.pending, told.dead_lettered) == (rows_, rows_)
+            ((count,),) = await query(store.url, "SELECT count(*) FROM webhook_tallies")
+            left.append(count)
+        assert left == sorted(left, reverse=True)
+        assert left[-1] < rows_

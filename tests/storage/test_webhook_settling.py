@@ -108,6 +108,22 @@ async def test_gone_disables_and_keeps_what_is_pending(storage_config: StorageCo
         assert sorted(positions(await claim(store))) == [first.event.position, 3]
 
 
+async def test_gone_counts_against_the_url_that_said_so(storage_config: StorageConfig) -> None:
+    """A consumer that moves lets its old place answer so; what was on its way there goes to the new one."""
+    async with opened(storage_config) as (store, _):
+        made = await endpoint(store)
+        await record(store, 2)
+        await enlisted(store, "w")
+        first, second = (await claim(store)).deliveries
+        await store.webhooks.update(made.id, EndpointChanges(url="https://moved.example/hook"), "test")
+        gone = [result(due, "gone", status=410, url=due.url) for due in (first, second)]
+        assert (await settle(store, gone[0])).disabled == []
+        (again,) = (await claim(store)).deliveries
+        assert (again.id, again.url) == (first.id, "https://moved.example/hook")
+        await store.webhooks.update(made.id, EndpointChanges(url=first.url), "test")
+        assert (await settle(store, gone[1])).disabled == [made.id]
+
+
 async def test_five_days_of_nothing_but_failures_disable(storage_config: StorageConfig) -> None:
     async with opened(storage_config) as (store, _):
         made = await endpoint(store)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import trio
 from hooked import (
     LIFE_MS,
     check_tables,
@@ -14,9 +19,12 @@ from hooked import (
     result,
     settle,
 )
-from scripted import execute
+from scripted import DECIMALS, execute
 
 from fluxora.config import StorageConfig
+from fluxora.errors import StorageUnavailable
+from fluxora.storage.backup import backup, restore
+from fluxora.storage.store import Store, open_store
 
 
 async def test_what_a_dead_worker_claimed_is_taken_over_and_its_results_are_not(storage_config: StorageConfig) -> None:
@@ -69,3 +77,29 @@ async def test_one_that_is_overdue_itself_or_only_settles_takes_nobody_for_dead(
         assert len(positions(await claim(store, "a"))) == 1
         assert not (await claim(store, "b")).alive
         await check_tables(store.url)
+
+
+async def test_a_restored_database_knows_no_workers(storage_config: StorageConfig, tmp_path: Path) -> None:
+    """Its claims are of another time: a process that is still there would hold them as long as it lives."""
+    async with open_store(storage_config, decimals=DECIMALS) as store:
+        await endpoint(store)
+        await record(store, 2)
+        await enlisted(store, "w")
+        claimed = positions(await claim(store))
+        archive = str(tmp_path / "x.dump")
+        made = await trio.to_thread.run_sync(backup, store.url, archive)
+        assert made.success, made
+        back = await trio.to_thread.run_sync(partial(restore, store.url, archive, disconnect=True))
+        assert back.success, back
+        assert not await alive(store, "w")
+        await enlisted(store, "w")
+        assert positions(await claim(store)) == claimed
+        await check_tables(store.url)
+
+
+async def alive(store: Store, worker: str) -> bool:
+    """As far as the store knows; the first connections may have been ended."""
+    with trio.fail_after(20):
+        while True:
+            with suppress(StorageUnavailable):
+                return await store.webhooks.renew(worker, LIFE_MS)
