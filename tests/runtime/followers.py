@@ -61,14 +61,18 @@ class Place:
 
     def _move(self, url: str | None) -> None:
         self._url = url
+        self._has_moved()
+
+    def _has_moved(self) -> None:
         self._moved.set()
         self._moved = trio.Event()
 
     def is_still(self, url: str) -> bool:
         return self._url == url
 
-    async def cancel_as_it_moves(self, scope: trio.CancelScope) -> None:
-        await self._moved.wait()
+    async def cancel_as_it_goes(self, url: str, scope: trio.CancelScope) -> None:
+        while self.is_still(url):
+            await self._moved.wait()
         scope.cancel()
 
     async def url(self) -> str:
@@ -97,7 +101,7 @@ async def websocket(
     try:
         await sock.connect((where.hostname, where.port))
         with trio.move_on_after(DEADLINE_S) as scope:
-            nursery.start_soon(place.cancel_as_it_moves, scope)
+            nursery.start_soon(place.cancel_as_it_goes, url, scope)
             opened = await wrap_client_stream(
                 nursery,
                 trio.SocketStream(sock),
@@ -229,6 +233,9 @@ class Follower:
             aconnect_sse(client, "GET", "/api/events/stream", params=query, headers=headers) as source,
             aclosing(source.aiter_sse()) as messages,
         ):
+            if source.response.status_code == BUSY:
+                await trio.sleep(AGAIN_S)
+                return "busy"
             assert source.response.status_code == 200
             async for message in messages:
                 assert message.event != "reset", message.data
