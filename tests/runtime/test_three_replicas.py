@@ -16,7 +16,7 @@ import httpx
 import pytest
 import trio
 from fleet import Fleet, Replicas
-from followers import AGAIN_S, BUSY, FINISHED, SLOW, talking
+from followers import AGAIN_S, BUSY, SLOW, talking
 from growth import grow
 from processes import Served, environment, following, serve
 from promises import WATCH_TRANSACTIONS, Log
@@ -269,7 +269,7 @@ class Scene:
 @asynccontextmanager
 async def scene(
     folder: Path, books_of: OpenBooks, logs: Path, happens: Callable[[Scene, Fleet], Awaitable[None]], rng: Random
-) -> AsyncIterator[tuple[Scene, Books]]:
+) -> AsyncIterator[tuple[Scene, World, Books]]:
     """Everything under load while `happens` runs; judged behind it, and given out for what else there is to see."""
     with own_server(folder) as server:
         books = await books_of(server.url)
@@ -302,7 +302,7 @@ async def scene(
                 await net.fork(3)
                 await net.close_ledgers(3)
                 await caught_up(books, net)
-                quiet = await books.position()
+                fleet.quiet = await books.position()
                 fleet.finished.set()
                 await eventually(lambda: not nursery.child_tasks, "all were told everything", within_s=ALL_WITHIN_S)
             await eventually(partial(all_delivered, books), "all webhooks arrive", within_s=ALL_WITHIN_S)
@@ -317,12 +317,10 @@ async def scene(
             tasks.cancel_scope.cancel()
         shown.report()
         await judge_all(world, log, found, books)
-        assert all(follower.sessions[-1].end == FINISHED for follower in world.followers)
-        assert min(follower.sessions[-1].reached or 0 for follower in world.followers) >= quiet
         cut = sum(line["code"] == SLOW for served in replicas.ever for line in ended(served))
         assert world.cut <= cut, "who was cut off was too slow, as the server says"
         print(await judge_writers(books), await racer.judge(books))
-        yield shown, books
+        yield shown, world, books
 
 
 def ended(served: Served) -> list[dict[str, Any]]:
@@ -358,7 +356,7 @@ async def test_all_promises_hold_though_leaders_die_postgresql_restarts_and_one_
             print(strike.__name__, flush=True)
             await strike()
 
-    async with scene(short_dir, books_of, tmp_path, happens, rng) as (shown, books):
+    async with scene(short_dir, books_of, tmp_path, happens, rng) as (shown, _, books):
         assert len(shown.killed) == KILLS
         await old_leases_are_refused(books)
 
@@ -388,9 +386,12 @@ async def test_replicas_are_replaced_one_after_the_other_and_no_request_goes_wit
                 await shown.all_are_replaced()
             nursery.cancel_scope.cancel()
 
-    async with scene(short_dir, books_of, tmp_path, happens, rng) as (shown, _):
+    async with scene(short_dir, books_of, tmp_path, happens, rng) as (_, world, _):
         unanswered = {name: what for asker in askers for name, what in asker.unanswered.items()}
         answered = sum((asker.answered for asker in askers), Counter[int]())
-        print(f"answered: {dict(answered)}; {sum(asker.refused for asker in askers)} connections refused; {unanswered}")
-        served = {line["request_id"] for one in shown.replicas.ever for line in one.lines("http.request_served")}
-        assert not served & unanswered.keys(), "what was taken was answered"
+        print(f"answered: {dict(answered)}; {sum(asker.refused for asker in askers)} connections refused")
+        assert unanswered == {}
+        assert set(answered) <= {200, 201, BUSY}
+        ends = Counter(session.end for one in world.followers if not one.stalls for session in one.sessions)
+        assert ends["1001"] > 0
+        assert ends["1006"] == 0, "who reads is told"
