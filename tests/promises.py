@@ -114,8 +114,8 @@ class Session:
     @property
     def reached(self) -> int | None:
         """Where to go on: behind everything that is known to have been told."""
-        known = [position for position in (self.after, *self.told[-1:], *(at for _, at in self.marks[-1:])) if position]
-        return max(known) if known else self.after
+        known = (self.after, *self.told[-1:], *(at for _, at in self.marks[-1:]))
+        return max((position for position in known if position is not None), default=None)
 
     @property
     def begins(self) -> int | None:

@@ -5,12 +5,15 @@ It knows nothing of the code under test, but takes the signatures apart with a l
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import h11
@@ -213,3 +216,47 @@ def in_turn(*answers: Answer) -> Respond:
     """The answers one after the other, then the last one for ever."""
     waiting = itertools.chain(answers, itertools.repeat(answers[-1]))
     return lambda _request: next(waiting)
+
+
+def moody(rng: Random, *, stalls: bool = True) -> Callable[[Request], Answer]:
+    """A consumer that mostly takes what it gets, and else fails, resets, breaks off, stalls, or takes its time."""
+
+    def respond(request: Request) -> Answer:
+        assert request.verified() == request.event
+        mood = rng.random()
+        if mood < 0.06:
+            return Answer(rng.choice([400, 404, 429, 500, 502, 503]), b"not now")
+        if mood < 0.10:
+            return Answer(drop=True)
+        if mood < 0.12:
+            return Answer(200, b"x" * 1000, cut=rng.randrange(1000))
+        if mood < 0.125 and stalls:
+            return Answer(hang=True)
+        if mood < 0.25:
+            return Answer(200, after_s=rng.uniform(0, 0.2))
+        return OK
+
+    return respond
+
+
+async def run(seed: int) -> None:
+    """Serve as a process of its own. On standard output: the URL, then a line for each delivery that was taken."""
+    async with consuming(moody(Random(seed), stalls=False)) as consumer:
+        _say({"url": consumer.url})
+        told = 0
+        while True:
+            answered = consumer.answered
+            for request in consumer.acknowledged[told:]:
+                digest = hashlib.sha256(request.body).hexdigest()
+                _say({"id": request.id, "position": request.position, "body": digest})
+            told = len(consumer.acknowledged)
+            await answered.wait()
+
+
+def _say(line: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    trio.run(run, int(sys.argv[1]))

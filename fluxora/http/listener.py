@@ -3,13 +3,16 @@
 Promises
 - A connection fails alone: no exception in one ends another or the listener.
 - Everything is bounded: connections, the size of a head and the time for it, the rest between two, a stalled reader.
-- A stop is graceful: nothing new is accepted, idle connections close, requests in flight finish within `drain_s`.
+- A stop is graceful: who has connected is answered once more and nobody new is accepted, connections on which nothing
+  comes then close, requests in flight finish within `drain_s`.
 """
 
 from __future__ import annotations
 
 import errno
 import math
+import os
+import socket
 import sys
 from functools import partial
 
@@ -34,6 +37,7 @@ MAX_REFUSING = 64  # connections over the limit that are told so at a time; the 
 RESERVED_FILES = 256  # descriptors for everything else: the database, RPC endpoints, connections that are refused
 WATCH_EVERY_S = 0.25
 ACCEPT_AGAIN_S = 0.1
+LAST_CALL_S = 0.5  # for a request that was sent before its client could know of a stop
 SOCKET_BYTES = 4_096  # read from a WebSocket in one turn: its messages are small, and a flood of them waits its turn
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
@@ -94,15 +98,29 @@ class Front:
             while True:
                 try:
                     transport = await listener.accept()
+                except trio.Cancelled:
+                    self._accept_waiting(listener)
+                    raise
                 except OSError as error:
                     if error.errno not in _OUT_OF_FILES:
                         raise
                     _log.error("http.accept_failed", error=str(error), again_in_s=ACCEPT_AGAIN_S)
                     await trio.sleep(ACCEPT_AGAIN_S)
                     continue
-                self._admit(Connection(transport, keeper=self, write_timeout_s=self._config.write_timeout_s))
+                self._admit(transport)
 
-    def _admit(self, connection: Connection) -> None:
+    def _accept_waiting(self, listener: trio.SocketListener) -> None:
+        """Take in who has connected already: the kernel resets whom it finds waiting at the listener's end."""
+        with socket.socket(fileno=os.dup(listener.socket.fileno())) as waiting:
+            while True:
+                try:
+                    accepted, _ = waiting.accept()
+                except OSError:  # nobody is left, or no more can be had
+                    return
+                self._admit(trio.SocketStream(trio.socket.from_stdlib_socket(accepted)))
+
+    def _admit(self, transport: trio.SocketStream) -> None:
+        connection = Connection(transport, keeper=self, write_timeout_s=self._config.write_timeout_s)
         if len(self._connections) >= self._most:
             if self._refusing >= MAX_REFUSING:
                 connection.abort()
@@ -194,11 +212,24 @@ class Front:
         self._ended = trio.Event()
 
     async def drain(self) -> None:
-        """Let requests in flight finish, for `drain_s` at most; connections without one close now.
+        """Let requests in flight finish, for `drain_s` at most, and after the last call close connections without one.
 
         WebSockets are told, event streams end, and both have the same time for what is queued.
         """
         self._sockets.drain()
+        with trio.move_on_after(self._config.drain_s) as budget:
+            with trio.move_on_after(LAST_CALL_S):  # what is asked now is answered with `Connection: close`
+                await self._all_ended()
+            self._close_idle()
+            await self._all_ended()
+        if budget.cancelled_caught:
+            _log.warning("http.drain_ended_early", connections=len(self._connections))
+
+    async def _all_ended(self) -> None:
+        while self._connections:
+            await self._ended.wait()
+
+    def _close_idle(self) -> None:
         for connection in tuple(self._connections):
             if connection.outlet is not None:
                 continue
@@ -206,11 +237,6 @@ class Front:
                 self._drop(connection)
             elif connection.idle:
                 connection.scope.cancel(reason="the front is stopping")
-        with trio.move_on_after(self._config.drain_s) as budget:
-            while self._connections:
-                await self._ended.wait()
-        if budget.cancelled_caught:
-            _log.warning("http.drain_ended_early", connections=len(self._connections))
 
     def abort(self) -> None:
         """Cut off whatever is still open."""

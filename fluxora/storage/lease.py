@@ -1,8 +1,9 @@
 """The ingest lease: an advisory lock on a connection held for it, and a number that fences out earlier holders.
 
 PostgreSQL frees the lock when the connection ends, so a holder that dies is replaced at once, and one whose machine
-vanishes after the server's TCP keepalive, about ten seconds. The number is raised by each new holder and checked in
-every append, so a holder that does not know yet that it lost the lease cannot write.
+vanishes after the server's TCP keepalive, about ten seconds. The machine of one that only hangs goes on answering for
+it: the server ends the connection where no ping has come for ten seconds. The number is raised by each new holder and
+checked in every append, so a holder that does not know yet that it lost the lease cannot write.
 """
 
 from __future__ import annotations
@@ -20,6 +21,17 @@ from fluxora.storage.pool import Connection, connect, is_unavailable, unavailabl
 LOCK_KEY = 0x666C75786C6561  # "fluxlea"
 PING_EVERY_S = 2.0
 PING_LIMIT_S = 3.0
+SILENT_S = 10  # after which the server takes a holder for hung; twice what may lie between two pings
+HUNG_S = 5.0  # of waiting for a client in the middle of a transaction; those of ours wait for milliseconds
+
+# Who hangs in the middle of an append has the log's head locked. PostgreSQL's own time-outs end a transaction that is
+# idle, and none of them one whose client stopped in the middle of a COPY.
+_CUT_HUNG = """
+SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a JOIN pg_locks l USING (pid)
+WHERE l.locktype = 'relation' AND l.relation = 'log_head'::regclass AND l.mode = 'RowShareLock'
+    AND a.datname = current_database() AND a.wait_event = 'ClientRead'
+    AND a.state_change < clock_timestamp() - make_interval(secs => $1)
+"""
 
 log = logs.get("lease")
 
@@ -66,9 +78,11 @@ async def acquire(url: str, config: StorageConfig) -> tuple[Connection, int] | N
     Raises:
         StorageUnavailable: PostgreSQL cannot answer now.
     """
-    connection = await connect(url, config)
+    connection = await connect(url, config, idle_session_timeout=str(SILENT_S * 1000))
     try:
         if await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):
+            if cut := await connection.fetch(_CUT_HUNG, HUNG_S):
+                log.warning("lease.hung_transactions_cut", transactions=len(cut))
             number: int = await connection.fetchval("UPDATE log_head SET lease = lease + 1 RETURNING lease")
             return connection, number
     except BaseException as error:

@@ -23,7 +23,7 @@ Ts = TypeVarTuple("Ts")
 Connection = Any  # asyncpg publishes no types: a Connection or the pool's proxy of one
 
 RELEASE_S = 1.0  # longest wait for a cancelled query to end before its connection is cut
-IDLE_IN_TRANSACTION_S = 30  # a stopped process must not keep the log head locked
+IDLE_IN_TRANSACTION_S = 10  # a process that hangs must not keep the log head locked
 IDLE_CONNECTION_S = 300.0
 
 # SQLSTATE classes that say nothing about the statement and everything about the server at this moment.
@@ -100,8 +100,8 @@ def settings(config: StorageConfig) -> dict[str, str]:
     }
 
 
-async def connect(url: str, config: StorageConfig) -> Connection:
-    """One connection outside the pool, for what holds on to it: the lease and the listener.
+async def connect(url: str, config: StorageConfig, **more: str) -> Connection:
+    """One connection outside the pool, for what holds on to it: the lease and the listener; `more` settings.
 
     Raises:
         StorageUnavailable: it cannot be made now.
@@ -112,7 +112,7 @@ async def connect(url: str, config: StorageConfig) -> Connection:
             url,
             timeout=config.connect_timeout_s,
             command_timeout=config.statement_timeout_s + 1,
-            server_settings=settings(config),
+            server_settings={**settings(config), **more},
         )
     except asyncpg.ClientConfigurationError as error:
         raise ConfigError(f"DATABASE_URL: {error}") from error

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import trio
@@ -101,6 +104,35 @@ async def test_a_connection_that_dies_ends_it(store: Store, storage_config: Stor
             await one.granted.wait()
             await trio.to_thread.run_sync(partial(postgres_run.sql, cut))
     assert not one.progress.leading
+
+
+async def test_one_that_hangs_in_the_middle_of_a_copy_does_not_keep_the_next_from_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the log's head locked, and no time-out of PostgreSQL's would ever end that."""
+    monkeypatch.setattr("fluxora.storage.lease.HUNG_S", 0.0)
+    with trio.fail_after(PATIENCE_S):
+        async with hung_in_a_copy(store.url):
+            held = await store.try_lease()
+    assert held is not None
+    await held.aclose()
+
+
+@asynccontextmanager
+async def hung_in_a_copy(url: str) -> AsyncIterator[None]:
+    """A client that stops in the middle, spoken by hand: a driver would go on, or end the transaction."""
+    where = urlsplit(url)
+    folder = parse_qs(where.query)["host"][0]
+    async with await trio.open_unix_socket(f"{folder}/.s.PGSQL.5432") as stream:
+        names = f"user\0{where.username}\0database\0{where.path[1:]}\0\0".encode()
+        await stream.send_all(struct.pack("!II", len(names) + 8, 3 << 16) + names)
+        statements = b"BEGIN; SELECT FROM log_head FOR UPDATE; CREATE TEMPORARY TABLE t (t text); COPY t FROM STDIN\0"
+        await stream.send_all(b"Q" + struct.pack("!I", len(statements) + 4) + statements)
+        received = b""
+        while b"G\0\0\0\x09" not in received:  # CopyInResponse, one column of text
+            received += await stream.receive_some()
+            assert received
+        yield
 
 
 async def test_a_keeper_that_waits_can_be_drained(store: Store, other_store: Store) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import struct
 
@@ -280,6 +281,29 @@ async def test_a_stop_lets_the_request_in_flight_finish_and_closes_the_rest(star
     assert headers["connection"] == "close"
     for stream in (untouched, idle, busy):
         await stream.aclose()
+
+
+async def test_who_could_not_know_of_a_stop_is_answered_and_told_to_come_no_more(start):
+    """Requests that are in the kernel at that moment, of a connection there too, and one that crosses with the stop."""
+    server = await start(drain_s=DEADLINE_S)
+    resting, crossing = [await server.connect() for _ in range(2)]
+    for stream in (resting, crossing):
+        await stream.send_all(LIVE)
+        assert await read_replies(stream, 1) == [OK]
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    # Nothing of the server's runs from here until the stop.
+    with socket.create_connection(("127.0.0.1", server.port)) as connected:
+        connected.send(LIVE)
+        os.write(resting.socket.fileno(), LIVE)
+        server.backend.stopping.set()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await crossing.send_all(LIVE)
+        connected.setblocking(False)
+        unaccepted = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
+        for stream in (resting, crossing, unaccepted):
+            status, headers, body = parse(await read_to_end(stream))
+            assert (status, headers["connection"], body) == (200, "close", {"status": "ok"})
+            await stream.aclose()
 
 
 async def test_a_stop_cuts_off_what_outlasts_the_drain_budget(start):

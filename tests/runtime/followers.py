@@ -19,7 +19,7 @@ import msgspec
 import trio
 from httpx_sse import aconnect_sse
 from promises import ALL, Break, Log, Selector, Session, Told, broadcast_print, judge, located, told
-from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
+from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 
 Transport = Literal["websocket", "sse", "rest"]
 DEADLINE_S = 60.0  # for one answer of a server that does what it can on a busy machine
@@ -30,7 +30,7 @@ SLOW = 4001
 CUT, FINISHED = "cut off", "finished"  # of who was too slow, and of who knows that there is no more
 SMALL = 2_048  # bytes that the kernel keeps for a slow reader
 LOOK_EVERY = 200  # events between two looks at what REST shows
-_GONE = (httpx.TransportError, OSError, ConnectionClosed, trio.BrokenResourceError)
+_GONE = (httpx.TransportError, OSError, ConnectionClosed, ConnectionRejected, trio.BrokenResourceError)
 
 
 class _Page(msgspec.Struct, rename="camel"):
@@ -51,6 +51,7 @@ class Place:
         self._url: str | None = None
         self._moved = trio.Event()
         self.finished = trio.Event()  # nothing is written any more
+        self.quiet = 0  # the position that everybody is to reach then
 
     def is_at(self, url: str) -> None:
         self._move(url)
@@ -61,14 +62,18 @@ class Place:
 
     def _move(self, url: str | None) -> None:
         self._url = url
+        self._has_moved()
+
+    def _has_moved(self) -> None:
         self._moved.set()
         self._moved = trio.Event()
 
     def is_still(self, url: str) -> bool:
         return self._url == url
 
-    async def cancel_as_it_moves(self, scope: trio.CancelScope) -> None:
-        await self._moved.wait()
+    async def cancel_as_it_goes(self, url: str, scope: trio.CancelScope) -> None:
+        while self.is_still(url):
+            await self._moved.wait()
         scope.cancel()
 
     async def url(self) -> str:
@@ -97,7 +102,7 @@ async def websocket(
     try:
         await sock.connect((where.hostname, where.port))
         with trio.move_on_after(DEADLINE_S) as scope:
-            nursery.start_soon(place.cancel_as_it_moves, scope)
+            nursery.start_soon(place.cancel_as_it_goes, url, scope)
             opened = await wrap_client_stream(
                 nursery,
                 trio.SocketStream(sock),
@@ -157,7 +162,11 @@ class Follower:
                 nursery.start_soon(self._cut_short, nursery.cancel_scope)
                 await self._one(transport, by[transport], self._stays(self._rng))
                 nursery.cancel_scope.cancel()
-        await self._one("websocket", self._by_websocket, -1)
+        while True:  # a replica may know of the last events a moment later than the log holds them
+            await self._one("websocket", self._by_websocket, -1)
+            last = self.sessions[-1]
+            if last.end == FINISHED and (last.reached or 0) >= self._place.quiet:
+                return
 
     async def _cut_short(self, scope: trio.CancelScope) -> None:
         await self._place.finished.wait()
@@ -182,6 +191,10 @@ class Follower:
         if self._roams and self._learned:
             return self._rng.choice(self._learned)
         return self.sessions[-1].reached if self.sessions else self._rng.choice((None, 0))
+
+    @property
+    def stalls(self) -> bool:
+        return self._stall is not None
 
     # -- the transports --------------------------------------------------------------------------------------------
 
@@ -229,6 +242,9 @@ class Follower:
             aconnect_sse(client, "GET", "/api/events/stream", params=query, headers=headers) as source,
             aclosing(source.aiter_sse()) as messages,
         ):
+            if source.response.status_code == BUSY:
+                await trio.sleep(AGAIN_S)
+                return "busy"
             assert source.response.status_code == 200
             async for message in messages:
                 assert message.event != "reset", message.data

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from followers import AGAIN_S, BUSY, CUT, FINISHED, SLOW, Follower, Listener, Place
+from followers import AGAIN_S, BUSY, CUT, FINISHED, SLOW, Follower, Listener, Place, talking
 from growth import grow
 from processes import Served, following, serve
 from promises import ALL, WATCH_TRANSACTIONS, Log, Selector
@@ -50,7 +50,7 @@ class Writer:
         while not self._place.finished.is_set():
             url = await self._place.url()
             try:
-                async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+                async with talking(url) as client:
                     while not self._place.finished.is_set():
                         await self._live(client)
             except httpx.TransportError:

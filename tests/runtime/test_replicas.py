@@ -21,6 +21,7 @@ from fluxora.localnet import Network, Script, open_localnet
 OpenBooks = Callable[[str], Awaitable[Books]]
 SEED = 53
 TURNS = 30 if LONG else 3
+HUNG_WITHIN_S = 25.0  # ten for the lease, as many again where it hangs in the middle of a transaction
 # What the server does by itself once a client's machine has been silent for a while: its lease goes, and a transaction
 # that waits for it to go on.
 CUT_LEASE = """
@@ -117,6 +118,31 @@ async def test_a_leader_that_was_away_cannot_write(postgres_url: str, books_of: 
                 await caught_up(books, net)
                 await eventually(partial(stands_by, leader), "the former leader stands by")
                 leases = (other, leader)
+            print(await judge(books, net, corrected=False))
+            for served in (one, two):
+                assert served.lines("supervisor.actor_crashed") == []
+                assert await served.stop() == 0
+
+
+async def test_a_leader_that_hangs_is_replaced(postgres_url: str, books_of: OpenBooks, tmp_path: Path) -> None:
+    """Its machine is there and answers for its connections, only the program does not: no keepalive tells of that."""
+    rng = chance(SEED)
+    books = await books_of(postgres_url)
+    async with open_localnet(seed=SEED, script=Script(SEED, streams_per_ledger=3), retention=None) as net:
+        environ = following(net, url=postgres_url, page_limit=10)
+        async with serve(environ, tmp_path / "a.log") as one, serve(environ, tmp_path / "b.log") as two:
+            await one.ready()
+            await two.ready()
+            leader, other = await eventually(partial(leader_and_other, one, two), "one of them leads")
+            await ingest_some(net, books, rng)
+            leader.signal(signal.SIGSTOP)
+            hung = trio.current_time()
+            await eventually(lambda: other.lines("lease.taken"), "the other takes the lease", within_s=HUNG_WITHIN_S)
+            print(f"taken over {trio.current_time() - hung:.1f} s after it hung")
+            await net.close_ledgers(10)
+            await caught_up(books, net)
+            leader.signal(signal.SIGCONT)
+            await eventually(partial(stands_by, leader), "the former leader stands by")
             print(await judge(books, net, corrected=False))
             for served in (one, two):
                 assert served.lines("supervisor.actor_crashed") == []

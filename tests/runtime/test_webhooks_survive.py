@@ -14,7 +14,7 @@ from proof import LONG, chance
 from test_database_away import Frozen, Stopped, own_server
 from truth import Books
 from waiting import eventually
-from webhook_consumer import OK, SECRET, Answer, Consumer, Request, consuming
+from webhook_consumer import SECRET, Answer, Consumer, consuming, moody
 
 from fluxora.config import StorageConfig
 from fluxora.protocol.addresses import AddressKind, encode
@@ -32,27 +32,6 @@ GROUP = 250
 AWAY_S = 30.0 if LONG else 2.0  # beyond the life of a worker, in the long form
 WITHIN_S = 1_800.0 if LONG else 120.0
 SENDER, RECIPIENT = (encode(AddressKind.ACCOUNT, bytes([number] * 32)) for number in (1, 2))
-
-
-def moody(rng: Random, *, stalls: bool = True) -> Callable[[Request], Answer]:
-    """A consumer that mostly takes what it gets, and else fails, resets, breaks off, stalls, or takes its time."""
-
-    def respond(request: Request) -> Answer:
-        assert request.verified() == request.event
-        mood = rng.random()
-        if mood < 0.06:
-            return Answer(rng.choice([400, 404, 429, 500, 502, 503]), b"not now")
-        if mood < 0.10:
-            return Answer(drop=True)
-        if mood < 0.12:
-            return Answer(200, b"x" * 1000, cut=rng.randrange(1000))
-        if mood < 0.125 and stalls:
-            return Answer(hang=True)
-        if mood < 0.25:
-            return Answer(200, after_s=rng.uniform(0, 0.2))
-        return OK
-
-    return respond
 
 
 async def record(url: str, consumer: Consumer, number: int, *, max_in_flight: int = 32) -> str:
