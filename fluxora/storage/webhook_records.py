@@ -112,7 +112,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     `retry`: again after `delay_ms`. `dead`: never again by itself. `gone`: the endpoint is to be disabled, and the
     delivery waits with what else is pending there. `status` is the answer's, None where there was none; `error` says
     why it failed. Of `response` the first 1,024 characters are kept. `url` is where it was sent to, as claimed: `gone`
-    says nothing about an endpoint that has another one by now.
+    says nothing about an endpoint that has another one by now. `attempts` are those made before, as claimed: a delivery
+    that was redelivered meanwhile stays due at once, unless this attempt has delivered it.
     """
 
     endpoint_id: str
@@ -124,6 +125,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: int
     response: str = ""
     url: str | None = None
+    attempts: int | None = None
 
 
 class Wish(msgspec.Struct, frozen=True):

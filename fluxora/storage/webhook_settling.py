@@ -25,19 +25,24 @@ ORDER BY id FOR NO KEY UPDATE
 _SETTLE = """
 WITH result AS (
     SELECT * FROM unnest(
-        $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::integer[], $8::text[], $9::bigint[], $10::text[]
-    ) AS r(endpoint_id, position, outcome, delay_ms, status, error, latency_ms, response)
+        $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::integer[], $8::text[], $9::bigint[], $10::text[],
+        $11::integer[]
+    ) AS r(endpoint_id, position, outcome, delay_ms, status, error, latency_ms, response, attempts)
 ), taken AS (
     DELETE FROM webhook_claims c USING result r
     WHERE c.endpoint_id = r.endpoint_id AND c.position = r.position AND c.worker = $1
     RETURNING r.*
+), judged AS (
+    SELECT t.*, t.outcome <> 'delivered' AND d.attempts <> coalesce(t.attempts, d.attempts) AS revived
+    FROM taken t JOIN webhook_deliveries d ON d.endpoint_id = t.endpoint_id AND d.position = t.position
 ), settled AS (
     UPDATE webhook_deliveries d SET attempts = d.attempts + 1, last_status = t.status, last_error = t.error,
-        status = CASE WHEN t.outcome IN ('delivered', 'dead') THEN t.outcome ELSE d.status END,
-        at_ms = CASE WHEN t.outcome IN ('delivered', 'dead') THEN $2 ELSE d.at_ms END,
-        due_ms = CASE WHEN t.outcome IN ('retry', 'gone') THEN $2 + t.delay_ms ELSE d.due_ms END
-    FROM taken t WHERE d.endpoint_id = t.endpoint_id AND d.position = t.position
-    RETURNING d.endpoint_id, d.queue, t.outcome
+        status = CASE WHEN t.outcome IN ('delivered', 'dead') AND NOT t.revived THEN t.outcome ELSE d.status END,
+        at_ms = CASE WHEN t.outcome IN ('delivered', 'dead') AND NOT t.revived THEN $2 ELSE d.at_ms END,
+        due_ms = CASE WHEN t.outcome IN ('retry', 'gone') AND NOT t.revived THEN $2 + t.delay_ms ELSE d.due_ms END
+    FROM judged t WHERE d.endpoint_id = t.endpoint_id AND d.position = t.position
+    RETURNING d.endpoint_id, d.queue,
+        CASE WHEN t.revived AND t.outcome = 'dead' THEN 'retry' ELSE t.outcome END AS outcome
 ), attempt AS (
     INSERT INTO webhook_attempts (endpoint_id, position, at_ms, status, error, latency_ms, response)
     SELECT endpoint_id, position, $2, status, error, latency_ms, response FROM taken
@@ -133,6 +138,7 @@ def _columns(results: Sequence[Result]) -> list[list[Any]]:
         [None if result.error is None else _storable(result.error, MAX_ERROR_CHARACTERS) for result in results],
         [result.latency_ms for result in results],
         [_storable(result.response, MAX_RESPONSE_CHARACTERS) for result in results],
+        [result.attempts for result in results],
     ]
 
 

@@ -62,7 +62,8 @@ def result(due: Due, outcome: str = "delivered", **fields: Any) -> Result:
     plain = {"status": 200, "error": None, "latency_ms": 5, "response": "ok"}
     if outcome != "delivered":
         plain = {"status": 500, "error": "answered 500", "latency_ms": 7, "response": "no"}
-    return Result(endpoint_id=due.endpoint_id, position=due.event.position, outcome=outcome, **{**plain, **fields})
+    told = {"attempts": due.attempts, **plain, **fields}
+    return Result(endpoint_id=due.endpoint_id, position=due.event.position, outcome=outcome, **told)
 
 
 async def enlisted(store: Store, *workers: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hooked import (
     HOUR_MS,
     check_tables,
@@ -48,6 +49,27 @@ async def test_a_delivery_is_claimed_sent_and_settled(storage_config: StorageCon
         after = await store.webhooks.endpoint(made.id)
         assert after is not None
         assert (after.failing_since_ms, after.last_success_ms) == (None, found.delivery.finished_ms)
+        await check_tables(store.url)
+
+
+@pytest.mark.parametrize(("outcome", "delay_ms"), [("dead", 0), ("retry", HOUR_MS)])
+async def test_what_is_redelivered_while_it_is_sent_is_due_at_once_though_that_attempt_fails(
+    storage_config: StorageConfig, outcome: str, delay_ms: int
+) -> None:
+    async with opened(storage_config) as (store, _):
+        await endpoint(store)
+        await record(store, 1)
+        await enlisted(store, "w")
+        await execute(store.url, ["UPDATE webhook_deliveries SET attempts = 11"])
+        (due,) = (await claim(store)).deliveries
+        assert due.attempts == 11
+        assert await store.webhooks.redeliver(due.id, "key:ops") is not None
+        done = await settle(store, result(due, outcome, delay_ms=delay_ms))
+        assert done.settled == 1
+        assert (await store.webhooks.backlog()).dead_lettered == 0
+        (again,) = (await claim(store)).deliveries
+        assert (again.id, again.attempts) == (due.id, 1)
+        await settle(store, result(again))
         await check_tables(store.url)
 
 
