@@ -13,7 +13,8 @@ A shift is what a worker's life is to the store: it enlists, renews that it live
 knows whether a turn was committed, there may be claims that this process does not know of: that shift claims no more,
 settles what it has and retires, which frees them, while the next one goes on. A shift that was taken for dead is cut
 off, for others have its deliveries by then. After an outage of the database every worker is overdue; so what has ended
-is settled and every shift renewed before anything is claimed, or they would take each other for dead.
+is settled and every shift renewed before anything is claimed, or they would take each other for dead. A process that
+starts then knows nothing of the outage: it takes nobody for dead before those that live had time to speak.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ SLOW_S = 1.0
 SLOW_FACTOR = 4
 OUTAGE_S = 5.0
 QUIET_S = 2.0
+PATIENCE_S = 5.0  # in which whoever lives renews, and what fails is tried again
 BACKLOG_EVERY_S = 2.0
 PURGE_EVERY_S = 600.0
 _RETRY_S = 0.5
@@ -75,7 +77,8 @@ class Dispatcher:
     """`draw` draws from [0, 1): it varies the delays, so that what failed together does not come back together.
 
     `life_s` is how long the store believes that this process lives without word from it. A database that did not answer
-    for `outage_s` was away, and nothing is claimed for two seconds after that.
+    for `outage_s` was away, and nothing is claimed for two seconds after that. Nobody is taken for dead for the first
+    `patience_s`.
     """
 
     name = "dispatcher"
@@ -92,6 +95,7 @@ class Dispatcher:
         poll_s: float = POLL_S,
         slow_s: float = SLOW_S,
         outage_s: float = OUTAGE_S,
+        patience_s: float = PATIENCE_S,
         purge_every_s: float = PURGE_EVERY_S,
     ) -> None:
         self._store = store.webhooks
@@ -103,6 +107,7 @@ class Dispatcher:
         self._poll_s = poll_s
         self._slow_s = slow_s
         self._outage_s = outage_s
+        self._patience_s = patience_s
         self._purge_every_s = purge_every_s
         self._breakers = Breakers()
         self._tally = Tally()
@@ -111,6 +116,7 @@ class Dispatcher:
         self._unanswered = False  # the last question to the database
         self._answered_at = -inf
         self._quiet_until = -inf
+        self._burying_from = inf
         self._backlog = Backlog(0, None, 0)
         self._backlog_at = -inf
         self._log = logs.get(self.name)
@@ -172,7 +178,7 @@ class Dispatcher:
         """Deliver until drained; the database being away is waited out. May be run again after a crash."""
         self._draining = trio.Event()
         self._shifts.clear()
-        self._answered_at = trio.current_time()
+        self._answered_at, self._burying_from = trio.current_time(), inf
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._count_backlog)
@@ -255,6 +261,8 @@ class Dispatcher:
         now = trio.current_time()
         if self._unanswered and now - self._answered_at > self._outage_s:
             self._quiet_until = now + QUIET_S
+        if self._burying_from == inf:
+            self._burying_from = now + self._patience_s
         self._unanswered, self._answered_at = False, now
 
     def _lose(self, shift: _Shift) -> None:
@@ -289,7 +297,12 @@ class Dispatcher:
         now = trio.current_time()
         try:
             turn = await self._store.turn(
-                shift.worker, results, room, self._breakers.open(now), self._breakers.half_open(now)
+                shift.worker,
+                results,
+                room,
+                self._breakers.open(now),
+                self._breakers.half_open(now),
+                burying=now >= self._burying_from,
             )
         except StorageUnavailable as error:
             self._not_answered(error)
@@ -323,7 +336,7 @@ class Dispatcher:
         if shift.closing.is_set():
             return now + self._poll_s
         # What happened while the turn was taken has passed by now, and the next one begins at once.
-        changes = [self._breakers.next_change(began), self._quiet_until]
+        changes = [self._breakers.next_change(began), self._quiet_until, self._burying_from]
         changes += [since + self._slow_s for each in self._shifts for since in each.in_flight.values()]
         at = min([now + self._poll_s, *(change for change in changes if change > began)])
         taken = 0 if turn is None else len(turn.deliveries)

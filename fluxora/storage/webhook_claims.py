@@ -104,7 +104,7 @@ async def turn(connection: Connection, worker: str, results: Sequence[Result], w
             await connection.execute("ROLLBACK")
             return Turn(deliveries=[], next_due_ms=None, settled=0, disabled=[], alive=False)
         # After an outage all are overdue: one that is so itself, or only settles, leaves the others time to speak.
-        burying = moment.deaths and not moment.expired and wish.room > 0
+        burying = wish.burying and moment.deaths and not moment.expired and wish.room > 0
         buried = await bury(connection, worker, moment.now_ms) if burying else 0
         settled = await settle(connection, worker, results, moment.now_ms) if results else Settled(0, [])
         claim = _Claim(connection, worker, moment, wish)
@@ -133,6 +133,7 @@ class _Claim:
         self._moment = moment
         self._avoid = list(wish.avoid)
         self._single = frozenset(wish.single)
+        self._burying = wish.burying
         self._locked: dict[str, Any] = {}
         self._claimed: Counter[str] = Counter()  # by endpoint, of all workers
         self._own: Counter[str] = Counter()  # by endpoint, of this one
@@ -230,7 +231,7 @@ class _Claim:
     async def next_due_ms(self) -> int | None:
         """The delay after which there may be more to claim; what a result of this worker's must precede is left out."""
         now_ms = self._moment.now_ms
-        until = self._moment.others_until_ms
+        until = self._moment.others_until_ms if self._burying else None
         delays = [] if until is None else [max(0, until - now_ms) + 1]
         for row in await self._connection.fetch(NEXT, self._avoid):
             if self._left(row) <= 0:

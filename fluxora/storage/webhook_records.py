@@ -129,11 +129,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What a worker would claim: up to `room`, none of the endpoints in `avoid`, one at a time of those in `single`."""
+    """What a worker would claim: up to `room`, none of the endpoints in `avoid`, one at a time of those in `single`.
+
+    With `burying` it takes over, too, from those that have not renewed in time.
+    """
 
     room: int
     avoid: Sequence[str] = ()
     single: Sequence[str] = ()
+    burying: bool = True
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):

@@ -115,16 +115,23 @@ class WebhookStore:
         await self._write(workers.retire, worker)
 
     async def turn(
-        self, worker: str, results: Sequence[Result], room: int, avoid: Sequence[str], single: Sequence[str]
+        self,
+        worker: str,
+        results: Sequence[Result],
+        room: int,
+        avoid: Sequence[str],
+        single: Sequence[str],
+        *,
+        burying: bool = True,
     ) -> Turn:
         """Settle attempts that have ended, and claim up to `room` deliveries that are due, in one transaction.
 
         Nothing is claimed of the endpoints in `avoid`, and of those in `single` only while the worker has none of
         theirs, and then one. Of what the other endpoints leave of the worker's capacity (the room and what it has
         claimed) none has more than half, so that there is always some left. A result of a claim that is no longer the
-        worker's is not taken; one that is given twice counts once.
+        worker's is not taken; one that is given twice counts once. Without `burying` nobody is taken for dead.
         """
-        return await self._write(claims.turn, worker, results, Wish(room, avoid, single))
+        return await self._write(claims.turn, worker, results, Wish(room, avoid, single, burying))
 
     async def backlog(self) -> Backlog:
         """How much waits. Its cost does not grow with that."""

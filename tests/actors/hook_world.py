@@ -96,7 +96,11 @@ class HookWorld:
     async def dispatching(
         self, store: Any = None, *, sender: Any = None, concurrency: int = 64, **options: Any
     ) -> AsyncIterator[Dispatcher]:
-        """A dispatcher for the length of the block, drained at its end; `store` and `sender` may stand in for ours."""
+        """A dispatcher for the length of the block, drained at its end; `store` and `sender` may stand in for ours.
+
+        It has no patience with those that are overdue, unless the options say so.
+        """
+        options.setdefault("patience_s", 0.0)
         config = WebhookConfig(allowed_networks=LOOPBACK, concurrency=concurrency)
         dispatcher = Dispatcher(
             cast("Store", store or self.store), sender or WebhookSender(config), config, draw=lambda: 0.5, **options

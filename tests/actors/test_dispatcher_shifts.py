@@ -76,6 +76,26 @@ async def test_a_process_that_slept_too_long_begins_anew(world: HookWorld, renew
     assert await world.value("SELECT count(*) FROM webhook_workers WHERE alive_until_ms > 0") == 0
 
 
+async def test_a_newcomer_takes_nobody_for_dead_in_its_first_moments(world: HookWorld) -> None:
+    """The database is just back, all are overdue, and one starts that knows nothing of that: the others may speak."""
+    async with consuming() as consumer:
+        await world.endpoint(consumer)
+        await world.record(2)
+        hooks = world.store.webhooks
+        for worker in ("living", "dead"):
+            await hooks.enlist(worker, 60_000)
+        of_living, of_dead = [(await hooks.turn(each, [], 1, [], [])).deliveries for each in ("living", "dead")]
+        await world.sql("UPDATE webhook_workers SET alive_until_ms = 0")
+        async with world.dispatching(patience_s=3.0, poll_s=NEVER):
+            await world.record(1)
+            await consumer.until(lambda: len(consumer.requests) == 1)
+            assert await hooks.renew("living", 60_000)
+            assert (await hooks.turn("living", [result_of(of_living[0], "delivered")], 0, [], [])).settled == 1
+            await world.settled()  # nothing rings: the end of the patience begins a turn
+        assert len(consumer.requests) == 2
+        assert consumer.ids[-1] == of_dead[0].id
+
+
 # How it ends
 
 
@@ -117,11 +137,11 @@ async def test_an_end_that_is_cut_short_settles_what_has_ended_and_frees_the_res
     stuck = trio.Event()
 
     class Stuck(Standing):
-        async def turn(self, worker: str, results: Any, *rest: Any) -> Any:
+        async def turn(self, worker: str, results: Any, *rest: Any, **options: Any) -> Any:
             if results and not stuck.is_set():
                 stuck.set()
                 await trio.sleep_forever()
-            return await self._real.turn(worker, results, *rest)
+            return await self._real.turn(worker, results, *rest, **options)
 
     gate = trio.Event()
     async with consuming(in_turn(Answer(gate=gate), Answer(hang=True))) as consumer:
@@ -147,8 +167,8 @@ async def test_a_crash_is_survived_under_a_supervisor(world: HookWorld) -> None:
     crashes = [RuntimeError("broken")]
 
     class Crashing(Standing):
-        async def turn(self, *args: Any) -> Any:
-            turn = await self._real.turn(*args)
+        async def turn(self, *args: Any, **options: Any) -> Any:
+            turn = await self._real.turn(*args, **options)
             if turn.settled and crashes:
                 raise crashes.pop()
             return turn
@@ -177,9 +197,9 @@ async def test_claims_that_nobody_can_be_sure_of_are_freed_and_nothing_is_lost_o
     orphans = 0
 
     class Unsure(Standing):
-        async def turn(self, *args: Any) -> Any:
+        async def turn(self, *args: Any, **options: Any) -> Any:
             nonlocal orphans
-            turn = await self._real.turn(*args)
+            turn = await self._real.turn(*args, **options)
             if (turn.deliveries or turn.settled) and next(lost):
                 orphans += len(turn.deliveries)
                 raise StorageUnavailable("the answer was lost")
@@ -202,10 +222,10 @@ async def test_after_a_turn_that_failed_the_next_shift_goes_on_though_an_attempt
     failures = [StorageUnavailable("away")]
 
     class Failing(Standing):
-        async def turn(self, worker: str, results: Any, *rest: Any) -> Any:
+        async def turn(self, worker: str, results: Any, *rest: Any, **options: Any) -> Any:
             if results and failures:
                 raise failures.pop()
-            return await self._real.turn(worker, results, *rest)
+            return await self._real.turn(worker, results, *rest, **options)
 
     gate = trio.Event()
     async with consuming(in_turn(Answer(gate=gate), OK)) as consumer:
@@ -224,7 +244,7 @@ async def test_while_the_database_is_away_results_are_kept(world: HookWorld) -> 
 
     class Away(Standing):
         def __getattr__(self, name: str) -> Any:
-            async def unavailable(*_args: Any) -> None:
+            async def unavailable(*_args: Any, **_options: Any) -> None:
                 await trio.lowlevel.checkpoint()
                 raise StorageUnavailable("away")
 
@@ -258,11 +278,11 @@ async def test_an_outage_that_outlasts_the_life_of_all_workers_sends_nothing_twi
 
     class Away(Standing):
         def __getattr__(self, name: str) -> Any:
-            async def ask(*args: Any) -> Any:
+            async def ask(*args: Any, **options: Any) -> Any:
                 if away:
                     await trio.lowlevel.checkpoint()
                     raise StorageUnavailable("away")
-                return await real(*args)
+                return await real(*args, **options)
 
             real = super().__getattr__(name)
             return ask
