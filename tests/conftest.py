@@ -18,7 +18,9 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+import structlog
 
+from fluxora import logs
 from fluxora.config import StorageConfig
 from fluxora.storage import migrate
 from fluxora.storage.embedded import EmbeddedServer
@@ -74,6 +76,15 @@ def _locked(place: Path) -> Iterator[None]:
     with (place / "workers.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """A runtime in this process sets logging up for all of it; the next test finds it as the first one did."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
+        logs._json_level.clear()
 
 
 @pytest.fixture(scope="session")
