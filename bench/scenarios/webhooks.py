@@ -3,8 +3,8 @@
 Four processes: the runtime, PostgreSQL (fsync on), the consumer, and this one. First a backlog is recorded with nobody
 to send it; the clock runs from its first arrival at the consumer to its last. The baseline sends as many of the same
 signed messages with the same client and the same concurrency, from a loop without a database. Then streams are
-registered at a steady pace over REST, and what is measured is how old an event is when it arrives. A loss or a double
-fails the run.
+registered at a steady pace over REST, and what is measured is how old an event is when it arrives; then once more
+beside an endpoint that takes every connection and answers nothing. A loss or a double fails the run.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import argparse
 import asyncio
 import http.client
 import json
+import socket
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -36,6 +38,7 @@ from fluxora.storage.webhook_records import NewEndpoint
 
 LEAST_RATE = 1_000.0
 LEAST_RATIO = 0.5
+MOST_SLOWED = 1.2
 GROUP = 256
 PER_SECOND = 50
 START_S = 120.0
@@ -80,6 +83,10 @@ class Webhooks:
             with run.stage("deliver at a pace"):
                 registered = _register(port, run.options.seconds)
                 paced = _collect(consumer, runtime, registered)
+            with run.stage("the same beside one that is stuck"), _stuck() as elsewhere:
+                trio.run(_add_endpoint, database, elsewhere, secret, run.options.in_flight)
+                beside = _register(port, run.options.seconds)
+                slowed = _collect(consumer, runtime, beside)
             runtime.close()
             with run.stage("the same POSTs, bare"):
                 bare_task = bare_hooks_process.Task(
@@ -92,6 +99,7 @@ class Webhooks:
                 bare = stack.enter_context(Child(bare_hooks_process.__name__, bare_task, log=folder / "bare.log"))
                 done = msgspec.convert(bare.read(within_s=START_S), bare_hooks_process.Done)
         _judge(run, arrived, done, paced, registered)
+        _judge_beside(run, paced, slowed, beside)
         for name, seconds in cost.cpu_s.items():
             run.figure(f"CPU of {name}, a delivery", seconds / run.options.deliveries * 1e3, "ms")
 
@@ -104,6 +112,18 @@ async def _record(database: str, url: str, secret: Secret, number: int, in_fligh
         for first in range(0, number, GROUP):
             await store.register([_create(at) for at in range(first, min(first + GROUP, number))])
         return await _payload(store)
+
+
+async def _add_endpoint(database: str, url: str, secret: Secret, in_flight: int) -> None:
+    async with open_store(StorageConfig(database_url=database), decimals={}) as store:
+        await store.webhooks.create(NewEndpoint(url=url, max_in_flight=in_flight), secret, "bench")
+
+
+@contextmanager
+def _stuck() -> Iterator[str]:
+    """The URL of a receiver whose connections the kernel takes, and nobody ever reads."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1_024) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
 
 
 async def _payload(store: Store) -> str:
@@ -172,15 +192,27 @@ def _judge(run: Run, arrived: Arrived, done: bare_hooks_process.Done, paced: Arr
         unit="deliveries/s",
     )
     run.figure("longest pause between arrivals", arrived.longest_pause_s * 1e3, "ms")
-    ages = paced.ages_ms or [float("inf")]
-    run.figure("from the event to its arrival, p50", ages[len(ages) // 2], "ms")
-    run.figure("from the event to its arrival, p99", ages[len(ages) * 99 // 100], "ms")
+    run.figure("from the event to its arrival, p50", _percentile(paced, 50), "ms")
+    run.figure("from the event to its arrival, p99", _percentile(paced, 99), "ms")
     expected = run.options.deliveries + registered
     run.equal("deliveries lost", expected - arrived.distinct - paced.distinct, 0)
     run.equal("deliveries made twice", arrived.requests + paced.requests - arrived.distinct - paced.distinct, 0)
     run.equal("baseline deliveries that failed", run.options.deliveries - done.delivered, 0)
     run.goal("deliveries/s", rate, LEAST_RATE)
     run.goal("ratio to the same POSTs without a database", ratio, LEAST_RATIO)
+
+
+def _judge_beside(run: Run, paced: Arrived, slowed: Arrived, registered: int) -> None:
+    p99 = _percentile(slowed, 99)
+    run.figure("the same beside one that is stuck, p50", _percentile(slowed, 50), "ms")
+    run.figure("the same beside one that is stuck, p99", p99, "ms")
+    run.equal("deliveries lost beside one that is stuck", registered - slowed.distinct, 0)
+    run.goal_at_most("p99 beside one that is stuck, ratio", p99 / _percentile(paced, 99), MOST_SLOWED)
+
+
+def _percentile(arrived: Arrived, percent: int) -> float:
+    ages = arrived.ages_ms or [float("inf")]
+    return ages[len(ages) * percent // 100]
 
 
 def _postmaster(server: EmbeddedServer) -> int:
