@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 Points = Sequence[tuple[float, float]]
-WIDTH, HEIGHT = 720, 240
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 28
+WIDTH, HEIGHT = 480, 200
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 28
 COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#475569", "#b45309")
+LEAST_SPAN = 1e-9
 MOST_POINTS = 600  # of a line: as many as can be told apart
 
 
@@ -24,7 +25,7 @@ def chart(title: str, lines: Mapping[str, Points]) -> str:
     first, last = min(t for t, _ in every), max(t for t, _ in every)
     low, high = min(0.0, *(v for _, v in every)), max(v for _, v in every)
     x = _scale(first, last, LEFT, WIDTH - RIGHT)
-    y_ticks = ticks(low, high if high > low else low + 1)
+    y_ticks = ticks(low, high if high - low > LEAST_SPAN else low + 1)
     y = _scale(low, max(y_ticks[-1], high), HEIGHT - BOTTOM, TOP)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">']
     for value in y_ticks:
@@ -33,7 +34,7 @@ def chart(title: str, lines: Mapping[str, Points]) -> str:
         parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{_number(value)}</text>')
     parts += [
         f'<text x="{x(value):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{_number(value)} s</text>'
-        for value in ticks(first, last if last > first else first + 1)
+        for value in ticks(first, last if last - first > LEAST_SPAN else first + 1)
         if first <= value <= last
     ]
     for colour, points in zip(_colours(len(shown)), shown.values(), strict=True):

@@ -29,7 +29,7 @@ from bench.profiles.traffic import FOLLOWERS, REQUESTS
 from bench.profiles.watch import Watch
 from bench.stories import Flaws
 
-LEAD_S = 0.2  # from the order to the first arrival
+LEAD_S = 0.5  # from the order to the first arrival
 SAMPLE_S = 1.0
 SILENCE_S = 30.0  # of a load generator: it should say something each second
 HEAR_S = 30.0  # longest that followers wait for what is due to them
@@ -155,7 +155,8 @@ class Drive:
                 playing.waiting[nth].extend(_window(line) for line in generator.lines())
             self._told([self.measures, own])
             for windows in playing.together():
-                target = stages.target_at(playing.steps, windows[0].began - playing.begins)
+                middle = (windows[0].began + windows[0].ended) / 2
+                target = stages.target_at(playing.steps, middle - playing.begins)
                 for measures in (self.measures, own):
                     measures.windows(windows, target=target)
             if time.monotonic() >= sample_at:
@@ -177,7 +178,8 @@ class Drive:
         return int(requests) + self.measures.all_live + 1
 
     def _want(self, playing: _Playing) -> None:
-        share = stages.target_at(playing.steps, self.now() - playing.begins) / stages.peak(playing.steps)
+        at = max(0.0, self.now() - playing.begins)  # those that a jump brings are there before the first arrival
+        share = stages.target_at(playing.steps, at) / stages.peak(playing.steps)
         self._most = max(self._most, share)
         wanted = mix.shares(self._followers, round(self._options.followers * self._most)) if self._crowds else {}
         for nth, crowd in enumerate(self._crowds):

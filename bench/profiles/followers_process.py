@@ -30,7 +30,7 @@ WINDOW_S = 1.0
 AT_A_TIME = 50  # openings in one turn, so that the others are read in between
 OPEN_WITHIN_S = 30.0
 LINGER_S = 0.2  # after the last event that is due: whatever comes then is one too many
-ALL_ONE_IN = 10  # every so many follow everything, the others a stream each
+ALL_ONE_IN = 10  # of so many of a scenario the first follows everything, the others a stream each
 
 
 class Wanted(msgspec.Struct, kw_only=True):
@@ -137,7 +137,7 @@ class Crowd:
         self._epoll.register(asked, select.EPOLLIN)
         self._chance = random.Random(scene.seed)
         self._input = asked
-        self._opened = 0
+        self._opened: Counter[str] = Counter()
         self._reset()
 
     def next_line(self) -> bytes:
@@ -155,17 +155,20 @@ class Crowd:
         """Read on to the last event, and tell everything."""
         deadline = time.monotonic() + until.within_s
         while time.monotonic() < deadline and any(
-            one.begun and one.last < until.lasts.get(one.story.follows, 0) for one in self._followers.values()
+            not one.begun or one.last < until.lasts.get(one.story.follows, 0) for one in self._followers.values()
         ):
             self._turn(0.1)
         deadline = time.monotonic() + LINGER_S
         while (left := deadline - time.monotonic()) > 0:
             self._turn(left)
+        for follower in [one for one in self._followers.values() if not one.begun]:
+            self._fail(follower, "not begun before the end")
+        told = self._told()
         for follower in list(self._followers.values()):
             follower.story.whole = True
             self._close(follower)
         stories = [story for story in self._ended if story.start >= 0]
-        return End(stories, self._told())
+        return End(stories, told)
 
     def _reset(self) -> None:
         self._began, self._cpu_s = time.monotonic(), time.process_time()
@@ -196,8 +199,9 @@ class Crowd:
 
     def _open(self, name: str) -> bool:
         counts, scene, form = self._counts[name], self._scene, self._forms[name]
-        self._opened += 1
-        follows = "*" if self._opened % ALL_ONE_IN == 0 or not scene.hot else one_in(self._chance, scene.hot)
+        everything = self._opened[name] % ALL_ONE_IN == 0 or not scene.hot
+        self._opened[name] += 1
+        follows = "*" if everything else one_in(self._chance, scene.hot)
         counts.tried += 1
         try:
             sock = scene.endpoint.connect()

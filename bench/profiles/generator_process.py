@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from typing import Any
 
 import msgspec
 
@@ -84,7 +85,9 @@ def main() -> None:
     asked = Input()
     generator = Generator(task, msgspec.json.decode(asked.next_line(), type=Scene), asked)
     while line := generator.next_line():
-        generator.play(msgspec.json.decode(line, type=Leg))
+        order: dict[str, Any] = msgspec.json.decode(line)
+        if "stop" not in order:  # else it came when the leg was over already
+            generator.play(msgspec.convert(order, Leg))
         gc.collect()
 
 
@@ -138,11 +141,10 @@ class Generator:
             wait = min(
                 self._began + WINDOW_S, ends if now < ends else now + 1, now + 1 if due is None else leg.begins + due
             )
-            if self._turn(max(0.0, wait - now)):
-                if not self._input.take():
-                    sys.exit()
-                if self._input.line() is not None:  # there is one thing that is said within a leg
-                    due, ends = None, self._now()
+            if self._turn(max(0.0, wait - now)) and not self._input.take():
+                sys.exit()
+            if self._input.line() is not None:  # there is one thing that is said within a leg
+                due, ends = None, self._now()
         for pool in self._pools:
             pool.give_up(GIVEN_UP)
         self._tell(over=True)

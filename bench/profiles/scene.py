@@ -23,14 +23,16 @@ _OURS = re.compile(rb"[0-9]+-([0-9]{19})-[0-9]{10}")
 
 
 class Scene(msgspec.Struct, frozen=True, kw_only=True):
-    """One run. `zero`: CLOCK_MONOTONIC at its time 0; `hot`: the streams that pushed events are of, and their numbers.
+    """One run. `zero`: CLOCK_MONOTONIC at its time 0, and `offset_s` how far into its first ledger that is.
 
-    `headers` go with every request, and are not shown. `people` are addresses for new streams.
+    `hot`: the streams that pushed events are of, and their numbers. `headers` go with every request, and are not shown.
+    `people` are addresses for new streams.
     """
 
     endpoint: Endpoint
     zero: float
     first_ledger: int
+    offset_s: float
     contract_id: str
     hot: list[str]
     hot_numbers: list[int]
@@ -45,7 +47,7 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
 
     def event_id(self, due_s: float, nth: int) -> str:
         """The id of event `nth` of a push that was due then."""
-        ticks = max(0, round(due_s * TICKS_PER_S))
+        ticks = round((due_s + self.offset_s) * TICKS_PER_S)
         return f"{(self.ledger(ticks) << 32) + ticks:019d}-{nth:010d}"
 
     def ledger(self, ticks: int) -> int:
@@ -59,7 +61,7 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
             return None
         place = int(match[1])
         ticks = place & 0xFFFFFFFF
-        return ticks / TICKS_PER_S if place >> 32 == self.ledger(ticks) else None
+        return ticks / TICKS_PER_S - self.offset_s if place >> 32 == self.ledger(ticks) else None
 
 
 def pushed(scene: Scene, due_s: float, nth: int, topic: str, payload: dict[str, object]) -> dict[str, object]:

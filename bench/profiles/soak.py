@@ -99,7 +99,10 @@ def _judge_growth(run: Run, lines: dict[str, Points]) -> None:
 
 
 def _judge_dead_rows(run: Run, lines: dict[str, Points]) -> None:
-    dead, live, gone = (lines.get(f"Rows in PostgreSQL: {name}", []) for name in ("dead", "live", "gone"))
+    dead, live, gone = (
+        lines.get(name, [])
+        for name in ("Rows in PostgreSQL: dead", "Rows in PostgreSQL: living", "Rows updated or deleted: so far")
+    )
     if len(gone) < 2:
         return
     per_second = (gone[-1][1] - gone[0][1]) / (gone[-1][0] - gone[0][0])

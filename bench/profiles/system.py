@@ -80,12 +80,14 @@ def scene(system: System, reader: Reader, seed: int) -> Scene:
         Unreadable, OSError: as `Reader`.
     """
     people = [server_process.account(number) for number in range(2 * server_process.PEOPLE)]
-    first_ledger = int(time.time() - GENESIS_S) // LEDGER_S
-    numbers = [first_ledger * 1000 + nth for nth in range(HOT)] if system.worker_token else []
+    began = time.time()
+    ledger, offset_s = divmod(began - GENESIS_S, LEDGER_S)
+    numbers = [int(began * 1e3) * 1000 + nth for nth in range(HOT)] if system.worker_token else []
     bare = Scene(
         endpoint=system.endpoint,
         zero=time.monotonic(),
-        first_ledger=first_ledger,
+        first_ledger=int(ledger),
+        offset_s=offset_s,
         contract_id=server_process.CONTRACT,
         hot=[],
         hot_numbers=numbers,

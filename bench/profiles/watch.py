@@ -113,8 +113,9 @@ class Watch:
 
     def _rows(self, at: float) -> None:
         row = self._runner.run(self._database.fetchrow(ROWS))
-        for name in ("dead", "live", "gone"):
-            self._note(f"Rows in PostgreSQL: {name}", at, row[name] or 0.0)
+        self._note("Rows in PostgreSQL: dead", at, row["dead"] or 0.0)
+        self._note("Rows in PostgreSQL: living", at, row["live"] or 0.0)
+        self._note("Rows updated or deleted: so far", at, row["gone"] or 0.0)
         self._note("Runs of autovacuum: so far", at, row["vacuums"] or 0.0)
 
 

@@ -1,4 +1,7 @@
-"""Ingest: a worker pushes the events of the chain, a few at a time and in order, as one worker does."""
+"""Ingest: a worker pushes the events of the chain, a few at a time and in order, the next push after the last answer.
+
+So its rate has a bound, whatever the server could do for several of them: that of one push after the other.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from bench.profiles.endpoint import request
 from bench.profiles.scene import Scene, pushed
 from bench.profiles.traffic.forms import Requests, Wrong
 
-EVENTS = 5  # of a push
+EVENTS = 10  # of a push
 PATH = "/internal/indexer/contract-events"
 
 
@@ -20,7 +23,7 @@ class Ingest(Requests):
 
     name = "ingest"
     summary = f"push {EVENTS} contract events at a time, in order"
-    weight = 15.0
+    weight = 5.0
     connections = 1
 
     def __init__(self, scene: Scene, chance: random.Random) -> None:  # noqa: ARG002 (every event is of the next stream)

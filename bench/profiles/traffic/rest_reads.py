@@ -17,7 +17,7 @@ class RestReads(Requests):
 
     name = "rest_reads"
     summary = "GET a stream, a page of them, a stream's events, what an address owns"
-    weight = 80.0
+    weight = 90.0
     connections = None
 
     def __init__(self, scene: Scene, chance: random.Random) -> None:
