@@ -9,11 +9,12 @@ from contextlib import ExitStack, contextmanager
 from bench.harness import Run, Verdict
 from bench.profiles import endpoint, mix, system, thresholds
 from bench.profiles.drive import Drive
-from bench.profiles.measures import Measures, spread
+from bench.profiles.measures import Measures, Points, spread
 from bench.profiles.stopping import Stopping
 from bench.profiles.thresholds import Threshold
 from bench.profiles.traffic import ALL, FOLLOWERS, REQUESTS, WEIGHTS
 
+MOST_DISTURBANCE = 0.15  # of the machine
 SPARE_SOCKETS = 200  # beyond the followers: those that are just being replaced
 PROMISES = ("lost count==0", "doubled count==0", "disordered count==0")
 SPEED = (
@@ -151,15 +152,23 @@ def _describe(run: Run, measures: Measures) -> None:
     run.figure("latest that a request was sent behind its time", measures.late_s * 1e3, "ms")
     for name, points in sorted(series.items()):
         run.series(name, points)
-        if name.startswith(("CPU, ", "Load generators, ", "Resident memory, ")):
-            values = [value for _, value in points]
+        if name.startswith(("CPU, ", "Load generators, ", "Machine, ", "Resident memory, ")):
+            values = [value for _, value in points] or [0.0]
             plot, _, line = name.partition(": ")
             what, _, unit = plot.partition(", ")
-            run.figure(f"{what} of {line}, mean", sum(values) / len(values), unit, spread=spread(points))
+            run.figure(f"{what} of {line}, mean", _mean(points), unit, spread=spread(points))
             run.figure(f"{what} of {line}, most", max(values), unit)
+    own = sum(_mean(points) for name, points in series.items() if name.startswith(("CPU, ", "Load generators, ")))
+    busy = series.get("Machine, cores: busy")
+    if busy and _mean(busy) - own > MOST_DISTURBANCE * run.report.machine.cores:
+        run.note(f"{_mean(busy) - own:.2f} cores were busy with something else: latencies are higher for it")
     for name, reasons in sorted(measures.errors.items()):
         for reason, count in reasons.most_common(5):
             run.note(f"{count} errors of {name}: {reason}")
+
+
+def _mean(points: Points) -> float:
+    return sum(value for _, value in points) / len(points) if points else 0.0
 
 
 def _metric(scenario: str) -> str:

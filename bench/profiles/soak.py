@@ -21,7 +21,7 @@ FIRST, LAST = 100.0, 10_000.0
 RAMP_S = 10.0
 MOST_GROWTH_MB = 4.0
 MOST_DESCRIPTORS = 4.0  # those of the storage pool and of files that come and go
-MOST_WAITING = 20.0  # items before an actor, more than in the first half
+MOST_WAITING, MOST_AGE_S = 20.0, 2.0  # items before an actor, and ages: more than in the first half
 NAP_S, DEAD_SHARE, DEAD_LEAST = 60.0, 0.2, 50.0  # PostgreSQL's own defaults of autovacuum
 MOST_AGE_MS = 5_000
 AGES = (f"backlog_age max<{MOST_AGE_MS}",)
@@ -63,7 +63,7 @@ class Soak:
             return
         measures.flaws = drive.measures.flaws
         judge(run, measures, conditions)
-        _judge_growth(run, lines)
+        judge_growth(run, lines)
 
 
 def _between(measures: Measures, began: float, ended: float) -> dict[str, Points]:
@@ -73,7 +73,8 @@ def _between(measures: Measures, began: float, ended: float) -> dict[str, Points
     }
 
 
-def _judge_growth(run: Run, lines: dict[str, Points]) -> None:
+def judge_growth(run: Run, lines: dict[str, Points]) -> None:
+    """Verdicts on what must not grow, from the lines of the level part by their names."""
     for name in ("server", "PostgreSQL"):
         points = second_half(lines.get(f"Resident memory, MB: {name}", []))
         if not points:
@@ -95,7 +96,8 @@ def _judge_growth(run: Run, lines: dict[str, Points]) -> None:
                 (v for _, v in points[: -len(late)]), default=0.0
             )
             what = name.partition(": ")[2] if name.startswith("Waiting") else name.partition(", ")[0].lower()
-            run.at_most(f"backlog: {what}, more at most in the second half", max(0.0, grown), MOST_WAITING)
+            bound = MOST_WAITING if name.startswith("Waiting") else MOST_AGE_S
+            run.at_most(f"backlog: {what}, more at most in the second half", max(0.0, grown), bound)
 
 
 def _judge_dead_rows(run: Run, lines: dict[str, Points]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import asyncpg
 
-from bench.processes import TICKS_PER_S, children, cpu_seconds, resident_bytes
+from bench.processes import TICKS_PER_S, children, cpu_seconds, machine_cpu_seconds, resident_bytes
 from bench.profiles.readback import Reader
 from bench.profiles.system import System
 
@@ -40,6 +40,7 @@ class Watch:
         self._zero = zero
         self._note = note
         self._cpu: dict[str, float] = {}
+        self._machine = 0.0
         self._at = 0.0
         self._rows_at = -ROWS_EVERY_S
         self._runner = asyncio.Runner()
@@ -48,7 +49,7 @@ class Watch:
     def __enter__(self) -> Self:
         if self._system.database_url is not None:
             self._database = self._runner.run(asyncpg.connect(self._system.database_url))
-        self._cpu, self._at = self._clocks(), time.monotonic()
+        self._cpu, self._machine, self._at = self._clocks(), machine_cpu_seconds(), time.monotonic()
         return self
 
     def __exit__(
@@ -74,7 +75,9 @@ class Watch:
         cpu = self._clocks()
         for name, value in cpu.items():
             self._note(f"CPU, share of a core: {name}", at, (value - self._cpu[name]) / max(1e-3, now - self._at))
-        self._cpu, self._at = cpu, now
+        machine = machine_cpu_seconds()
+        self._note("Machine, cores: busy", at, (machine - self._machine) / max(1e-3, now - self._at))
+        self._cpu, self._machine, self._at = cpu, machine, now
         self._note("Resident memory, MB: server", at, resident_bytes(server.pid) / 1e6)
         descriptors = sum(1 for _ in Path(f"/proc/{server.pid}/fd").iterdir())
         self._note("Descriptors of the server: in all", at, descriptors)

@@ -46,6 +46,9 @@ class Spoiler:
     def there(self, _data: bytes) -> bytes | None:
         return None
 
+    async def until(self, data: bytes) -> None:
+        """Wait for what must come before this is passed on."""
+
 
 class Failing(Spoiler):
     """Answers 500 once the load has begun."""
@@ -72,6 +75,23 @@ class Forgetting(Spoiler):
         return b'HTTP/1.1 201 Created\r\ncontent-length: 25\r\n\r\n{"id":"stream-forgotten"}'
 
 
+class Holding(Spoiler):
+    """Answers no request for a stream until twenty of them have come."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.enough = trio.Event()
+
+    def there(self, data):
+        self.requests += data.startswith(b"GET /api/streams/")
+        if self.requests >= 20:
+            self.enough.set()
+
+    async def until(self, data):
+        if b'\r\n\r\n{"id":"stream-' in data:
+            await self.enough.wait()
+
+
 class Telling(Spoiler):
     """Tells the fifth event that is to be told to anyone `times` times."""
 
@@ -96,6 +116,7 @@ class Telling(Spoiler):
 async def relay(port: int, spoiler: Spoiler):
     async def back(server, client):
         async for data in server:
+            await spoiler.until(data)
             await client.send_all(spoiler.back(data))
 
     async def pass_on(client):
@@ -169,6 +190,12 @@ async def test_a_broken_server_fails_the_run(served, tmp_path, spoiler, mix, bro
         code, report = await load(port, tmp_path, *SHORT, "--mix", mix)
     assert code == 1
     assert broken in failed(report)
+
+
+async def test_requests_come_when_they_are_due_whether_or_not_there_are_answers(served, tmp_path):
+    async with relay(served, Holding()) as port:
+        code, report = await load(port, tmp_path, *SHORT, "--mix", "rest_reads=1")
+    assert (code, failed(report)) == (0, set())
 
 
 async def test_a_threshold_of_ones_own_fails_the_run(served, tmp_path):
