@@ -1,4 +1,7 @@
-"""`python -m bench SCENARIO [options]`: run one scenario, or `smoke` for all in short; exit 1 when one fails."""
+"""`python -m bench WHAT [options]`: run a scenario, a profile of load on the whole system, or `smoke`, which is all
+scenarios and a mixed load in short; or compare two reports. Exit 0 when everything passed, 1 when something failed,
+130 when it was interrupted.
+"""
 
 from __future__ import annotations
 
@@ -7,50 +10,101 @@ import signal
 import sys
 from pathlib import Path
 
+from bench import comparison, html_report
+from bench.child import ChildFailed
 from bench.harness import Run
+from bench.profiles.readback import Unreadable
+from bench.profiles.traffic.forms import Wrong
 from bench.report import save, table
-from bench.scenarios import SCENARIOS
+from bench.scenarios import PROFILES, SCENARIOS
 from fluxora import logs
+
+REPORTS = Path(__file__).parent / "reports"
+SHORT_LOAD = ("load", "--stages", "2s:60,6s:60", "--followers", "40", "--streams", "500", "--correctness-only")
+INTERRUPTED = 130
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    commands = parser.add_subparsers(dest="scenario", required=True, metavar="SCENARIO")
-    every = commands.add_parser("smoke", help="every scenario with its defaults (the smoke form)")
-    _add_output(every)
-    for scenario in SCENARIOS.values():
-        command = commands.add_parser(scenario.name, help=scenario.summary, description=scenario.summary)
-        scenario.add_options(command)
-        _add_output(command)
+    parser = _parser()
     options = parser.parse_args()
+    if options.scenario == "compare":
+        return _compare(options)
     logs.configure("warning", human=False)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped benchmark, too, stops its PostgreSQL
     if options.scenario != "smoke":
-        return 0 if _run(options.scenario, options) else 1
-    passed = [_run(name, parser.parse_args([name, *_passed_on(options)])) for name in SCENARIOS]
-    return 0 if all(passed) else 1
+        return _run(options)
+    codes = []
+    for words in (*([name] for name in SCENARIOS), SHORT_LOAD):
+        codes.append(_run(parser.parse_args([*words, *_passed_on(options)])))
+        if codes[-1] == INTERRUPTED:
+            break
+    return max(codes)
 
 
-def _run(name: str, options: argparse.Namespace) -> bool:
-    print(f"{name}: {SCENARIOS[name].summary}", file=sys.stderr)
-    run = Run(name, options)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="scenario", required=True, metavar="WHAT")
+    every = commands.add_parser("smoke", help="every scenario with its defaults, and a short mixed load")
+    _add_output(every, None)
+    for listed, folder in ((SCENARIOS, None), (PROFILES, REPORTS)):
+        for scenario in listed.values():
+            command = commands.add_parser(scenario.name, help=scenario.summary, description=scenario.summary)
+            scenario.add_options(command)
+            _add_output(command, folder)
+    compare = commands.add_parser("compare", help="what has changed from one report (JSON) to another")
+    compare.add_argument("before", type=Path, metavar="A.json")
+    compare.add_argument("after", type=Path, metavar="B.json")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    scenario = {**SCENARIOS, **PROFILES}[options.scenario]
+    print(f"{scenario.name}: {scenario.summary}", file=sys.stderr)
+    run = Run(scenario.name, options)
     try:
-        SCENARIOS[name].run(run)
+        scenario.run(run)
+    except KeyboardInterrupt:
+        run.interrupt()
+    except (ChildFailed, Unreadable, Wrong, OSError) as error:
+        run.equal("it came to its end", f"{type(error).__name__}: {error}", "yes")
     finally:
         print(table(run.report))
-        if options.json is not None:
-            print(f"written to {save(run.report, options.json)}")
+        for folder in {options.json, options.output} - {None}:
+            print(f"written to {save(run.report, folder)}")
+        if options.output is not None:
+            print(f"written to {html_report.save(run.report, options.output)}")
         print(flush=True)
-    return run.report.passed
+    return INTERRUPTED if run.report.interrupted else 0 if run.report.passed else 1
+
+
+def _compare(options: argparse.Namespace) -> int:
+    try:
+        print(comparison.text(comparison.read(options.before), comparison.read(options.after)))
+    except comparison.Unreadable as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 def _passed_on(options: argparse.Namespace) -> list[str]:
-    return [*(["--json", str(options.json)] if options.json else []), *(["--strict"] if options.strict else [])]
+    folders = [("--json", options.json), ("--output", options.output)]
+    given = [word for name, folder in folders if folder is not None for word in (name, str(folder))]
+    return [*given, *(["--strict"] if options.strict else [])]
 
 
-def _add_output(parser: argparse.ArgumentParser) -> None:
+def _add_output(parser: argparse.ArgumentParser, folder: Path | None) -> None:
     parser.add_argument("--strict", action="store_true", help="fail where a goal of speed is missed, too")
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="also write the report there as JSON")
+    where = "none" if folder is None else "bench/reports"
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=folder,
+        help=f"write the report there, as a page with plots and as JSON (default: {where})",
+    )
 
 
 if __name__ == "__main__":

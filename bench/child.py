@@ -34,7 +34,12 @@ class Program:
         self._buffer = b""
         with log.open("ab") as errors:  # which may be cut short while it runs
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=ROOT,
+                start_new_session=True,  # Ctrl-C is for the benchmark, which ends them in its order
             )
 
     def __enter__(self) -> Self:
@@ -79,6 +84,25 @@ class Program:
         line, _, self._buffer = self._buffer.partition(b"\n")
         found: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
         return found
+
+    def fileno(self) -> int:
+        """What `select` waits for until it says something."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines that are there, without waiting for more.
+
+        Raises:
+            ChildFailed: it ended.
+        """
+        while select.select([self], [], [], 0)[0]:
+            data = os.read(self.fileno(), 65536)
+            if not data:
+                raise ChildFailed(f"{self.name} ended with {self._process.wait()}: {self._last_words()}")
+            self._buffer += data
+        *whole, self._buffer = self._buffer.split(b"\n")
+        return [msgspec.json.decode(line, type=dict[str, Any]) for line in whole]
 
     def ask(self, question: object, *, within_s: float) -> dict[str, Any]:
         """Its answer to one line of input.
@@ -135,3 +159,35 @@ def say(line: object) -> None:
     """In a child: one line to the benchmark."""
     sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
     sys.stdout.flush()
+
+
+class Input:
+    """In a child: the lines of its input, for who waits for other things as well."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def fileno(self) -> int:
+        """What `select` waits for."""
+        return 0
+
+    def take(self) -> bool:
+        """Read what is there, or wait for something; False at the end."""
+        data = os.read(self.fileno(), 65536)
+        self._buffer += data
+        return bool(data)
+
+    def line(self) -> bytes | None:
+        """The next line that has come whole, None while there is none."""
+        line, end, rest = self._buffer.partition(b"\n")
+        if not end:
+            return None
+        self._buffer = rest
+        return line
+
+    def next_line(self) -> bytes:
+        """The next line, waited for; b"" at the end."""
+        while (line := self.line()) is None:
+            if not self.take():
+                return b""
+        return line

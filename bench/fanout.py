@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,9 +14,10 @@ import msgspec
 
 from bench import fanout_process, npm, readers_process, tables
 from bench.child import Child, Program
+from bench.latencies import percentile_ms
 from bench.openings import Kind
 from bench.processes import cpu_clock, cpu_seconds
-from bench.readers_process import Heard, latency_of
+from bench.readers_process import Heard
 from bench.stories import Flaws
 from fluxora.storage.embedded import EmbeddedServer
 
@@ -147,16 +147,6 @@ class Result(msgspec.Struct, kw_only=True):
     def percentile_ms(self, share: float) -> float:
         """A percentile of the time from publishing to a reader having it."""
         return percentile_ms(self.latencies, share)
-
-
-def percentile_ms(latencies: Counter[int], share: float) -> float:
-    """Of counted latencies, in milliseconds; infinite where there are none."""
-    left = share * latencies.total()
-    for number in sorted(latencies):
-        left -= latencies[number]
-        if left <= 0:
-            return latency_of(number) * 1e3
-    return math.inf
 
 
 def play(readers: Readers, commits: Sequence[Sequence[str]], every_ms: float = 0.0) -> Result:

@@ -17,8 +17,9 @@ from statistics import median
 
 import msgspec
 
-from bench.fanout import Readers, Result, Teller, Tellers, percentile_ms, play
+from bench.fanout import Readers, Result, Teller, Tellers, play
 from bench.harness import Run
+from bench.latencies import percentile_ms
 from bench.openings import Kind
 from bench.stories import Flaws
 

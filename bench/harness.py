@@ -33,11 +33,12 @@ class Stage(msgspec.Struct):
 
 
 class Figure(msgspec.Struct):
-    """One measured value with its unit."""
+    """One measured value with its unit. `spread`: how far its windows lie apart, relative to it; None: not known."""
 
     name: str
     value: float
     unit: str
+    spread: float | None = None
 
 
 class Verdict(msgspec.Struct):
@@ -48,6 +49,11 @@ class Verdict(msgspec.Struct):
     found: str
     passed: bool
     goal: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """In one word."""
+        return "PASS" if self.passed else "MISSED" if self.goal else "FAIL"
 
 
 class Machine(msgspec.Struct):
@@ -76,6 +82,7 @@ class Report(msgspec.Struct):
     series: dict[str, list[tuple[float, float]]] = {}
     notes: list[str] = []
     skipped: str | None = None
+    interrupted: bool = False
 
     @property
     def passed(self) -> bool:
@@ -94,7 +101,7 @@ class Run:
 
     def __init__(self, scenario: str, options: argparse.Namespace) -> None:
         self.options = options
-        shown = {name: str(value) for name, value in sorted(vars(options).items()) if value is not None}
+        shown = {name: _shown(value) for name, value in sorted(vars(options).items()) if value is not None}
         self.report = Report(scenario, datetime.now(UTC).isoformat(timespec="seconds"), machine(), shown)
 
     @contextmanager
@@ -111,9 +118,9 @@ class Run:
         finally:
             self.report.stages.append(Stage(name, time.perf_counter() - began, failed))
 
-    def figure(self, name: str, value: float, unit: str) -> None:
+    def figure(self, name: str, value: float, unit: str, *, spread: float | None = None) -> None:
         """Record one value."""
-        self.report.figures.append(Figure(name, value, unit))
+        self.report.figures.append(Figure(name, value, unit, spread))
 
     def series(self, name: str, points: list[tuple[float, float]]) -> None:
         """Record a value over time: (seconds since the stage began, value)."""
@@ -126,6 +133,10 @@ class Run:
     def skip(self, reason: str) -> None:
         """Measure nothing, since a program that this takes is not on this machine."""
         self.report.skipped = reason
+
+    def interrupt(self) -> None:
+        """It was ended from outside: what there is was measured, and is not the whole."""
+        self.report.interrupted = True
 
     def compare(self, name: str, *, ours: float, baseline: float, baseline_name: str, unit: str) -> float:
         """Record our rate, the baseline's and their ratio (above 1: we are faster); returns the ratio."""
@@ -177,6 +188,12 @@ def machine() -> Machine:
         commit=_commit(),
         versions={name: _version(name) for name in DISTRIBUTIONS},
     )
+
+
+def _shown(option: object) -> str:
+    if isinstance(option, dict):
+        return ",".join(f"{name}={value}" for name, value in option.items())
+    return ", ".join(map(str, option)) if isinstance(option, list | tuple) else str(option)
 
 
 def _processor() -> str:

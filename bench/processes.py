@@ -66,7 +66,7 @@ class Sampler:
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process, its living children and those it has waited for."""
     ticks = sum(_stat(pid)[OWN_AND_REAPED])
-    return (ticks + sum(sum(child[OWN]) for child in _living_children(pid))) / TICKS_PER_S
+    return (ticks + sum(sum(numbers[OWN]) for _, numbers in _living_children(pid))) / TICKS_PER_S
 
 
 def cpu_clock(pid: int) -> float:
@@ -108,15 +108,21 @@ def slope(points: list[tuple[float, float]]) -> float:
     return sum((t - mean_t) * (v - mean_v) for t, v in points) / spread if spread else 0.0
 
 
-def _living_children(pid: int) -> list[list[int]]:
+def children(pid: int) -> list[int]:
+    """The living children of a process."""
+    return [child for child, _ in _living_children(pid)]
+
+
+def _living_children(pid: int) -> list[tuple[int, list[int]]]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
+        child = int(path.parent.name)
         try:
-            numbers = _stat(int(path.parent.name))
+            numbers = _stat(child)
         except (OSError, ValueError):
             continue  # ended since; its time is in its parent's by now
         if numbers[PARENT] == pid:
-            found.append(numbers)
+            found.append((child, numbers))
     return found
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import os
 import resource
 import select
@@ -26,6 +25,7 @@ from typing import Any
 import msgspec
 
 from bench.child import say
+from bench.latencies import bucket
 from bench.openings import PING, PONG, Kind, opened
 from bench.stories import Flaws, Story, chunks, frames, judge
 
@@ -33,7 +33,6 @@ AT_A_TIME = 100  # openings under way
 INPUT = 0
 ONCE = 1 << 16  # bytes read from one reader before the next has its turn
 LINGER_S = 0.1  # after the last delivery that is due: whatever comes then is one too many
-BUCKETS_PER_E = 50  # latencies are counted in steps of 2 %
 
 
 class Task(msgspec.Struct, kw_only=True):
@@ -55,7 +54,7 @@ class Round(msgspec.Struct, kw_only=True):
 
 
 class Heard(msgspec.Struct, kw_only=True):
-    """What a round was like; `latencies`: deliveries by bucket (`bucket` below), from publishing to here.
+    """What a round was like; `latencies`: deliveries by bucket (bench/latencies.py), from publishing to here.
 
     `differing`: readers that were told other bytes than the first one with the same subscriptions.
     """
@@ -234,16 +233,6 @@ def _received(sock: socket.socket) -> bytes | None:
         return None
     except OSError:
         return b""
-
-
-def bucket(seconds: float) -> int:
-    """Where a latency is counted."""
-    return round(math.log(max(seconds, 1e-6)) * BUCKETS_PER_E)
-
-
-def latency_of(number: int) -> float:
-    """The seconds that a bucket stands for."""
-    return math.exp(number / BUCKETS_PER_E)
 
 
 def _due(follows: tuple[str, ...], wanted: Round) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,12 +23,12 @@ def table(report: Report) -> str:
     ]
     if report.skipped is not None:
         return "\n".join([*lines, f"SKIPPED: {report.skipped}"])
-    lines += _columns([(stage.name, f"{stage.seconds:.2f} s", stage.failed or "") for stage in report.stages])
-    lines += ["", *_columns([(figure.name, _number(figure.value), figure.unit) for figure in report.figures]), ""]
-    lines += _columns(
+    lines += columns([(stage.name, f"{stage.seconds:.2f} s", stage.failed or "") for stage in report.stages])
+    lines += ["", *columns([(figure.name, number(figure.value), figure.unit) for figure in report.figures]), ""]
+    lines += columns(
         [
             (
-                "PASS" if verdict.passed else "MISSED" if verdict.goal else "FAIL",
+                verdict.outcome,
                 verdict.name,
                 verdict.required,
                 f"found {verdict.found}",
@@ -36,22 +37,31 @@ def table(report: Report) -> str:
         ]
     )
     lines += [f"note: {note}" for note in report.notes]
+    if report.interrupted:
+        lines.append("INTERRUPTED: this is what there was")
     return "\n".join(lines)
 
 
 def save(report: Report, folder: Path) -> Path:
     """Write the JSON; the name tells scenario and time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = report.started_at.replace(":", "").replace("+0000", "Z")
-    path = folder / f"{report.scenario}-{stamp}.json"
+    path = file_of(report, folder, "json")
     path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
     return path
 
 
-def _number(value: float) -> str:
+def file_of(report: Report, folder: Path, form: str) -> Path:
+    """Where a report goes in a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = report.started_at.replace(":", "").replace("+0000", "Z")
+    return folder / f"{report.scenario}-{stamp}.{form}"
+
+
+def number(value: float) -> str:
+    """A value with as many digits as can be of interest."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.3g}"
 
 
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of cells, each column as wide as its widest cell."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""The server of the REST benchmarks: the whole runtime over a database with streams in it, no source of ledgers.
+"""The server of the REST benchmarks and of the load profiles: the whole runtime over a database with streams in it.
 
 Says its port once it serves and runs until its input ends. Its access log (standard error) is on, at level info.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from typing import Any
 
 import msgspec
 import trio
@@ -15,7 +16,7 @@ from stellar_sdk import StrKey
 import fluxora
 from bench.child import say
 from fluxora import logs
-from fluxora.config import Config, HttpConfig, LimitConfig, StorageConfig
+from fluxora.config import Config, HttpConfig, LimitConfig, SourceConfig, StorageConfig
 from fluxora.protocol import contract
 from fluxora.protocol.chain import LedgerBatch
 from fluxora.protocol.contract import ContractEvent
@@ -32,13 +33,18 @@ UNREACHED = 1_000_000_000  # requests a minute: the rate limits are on, and noth
 
 
 class Task(msgspec.Struct, kw_only=True):
-    """What to serve from where; the bounds are those of HttpConfig, None for its own."""
+    """What to serve from where; the bounds are those of HttpConfig, None for its own.
+
+    With a `worker_token` it takes pushed events, and has `sockets` for live events, all from one address.
+    """
 
     database_url: str
     streams: int
     read_head_timeout_s: float | None = None
     request_timeout_s: float | None = None
     write_timeout_s: float | None = None
+    worker_token: str | None = None
+    sockets: int | None = None
 
 
 class Serving(msgspec.Struct, kw_only=True):
@@ -62,13 +68,25 @@ async def _serve(task: Task) -> None:
 
 
 def _config(task: Task, storage: StorageConfig) -> Config:
-    bounds = {
+    bounds: dict[str, Any] = {
         name: value
         for name in ("read_head_timeout_s", "request_timeout_s", "write_timeout_s")
         if (value := getattr(task, name)) is not None
     }
-    limits = LimitConfig(anonymous_read=UNREACHED, anonymous_write=UNREACHED)
-    return Config(storage=storage, http=HttpConfig(port=0, limits=limits, **bounds))
+    sockets: dict[str, Any] = (
+        {"max_websockets": task.sockets, "max_websockets_per_client": task.sockets} if task.sockets else {}
+    )
+    return Config(
+        storage=storage,
+        source=SourceConfig(kind="none" if task.worker_token is None else "push"),
+        http=HttpConfig(
+            port=0,
+            limits=LimitConfig(anonymous_read=UNREACHED, anonymous_write=UNREACHED),
+            indexer_worker_token=task.worker_token,
+            **bounds,
+            **sockets,
+        ),
+    )
 
 
 async def preload(storage: StorageConfig, streams: int) -> None:

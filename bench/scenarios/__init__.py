@@ -1,8 +1,11 @@
-"""The scenarios by name, quick ones first."""
+"""The scenarios by name, quick ones first, and the profiles: loads on the whole system."""
 
 from __future__ import annotations
 
 from bench.harness import Scenario
+from bench.profiles.load import Load
+from bench.profiles.soak import Soak
+from bench.profiles.stress import Stress
 from bench.scenarios.contract import ContractScenario
 from bench.scenarios.decode import Decode
 from bench.scenarios.ingest import Ingest
@@ -25,3 +28,4 @@ _ALL = (
     Webhooks(),
 )
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}
+PROFILES: dict[str, Scenario] = {profile.name: profile for profile in (Load(), Stress(), Soak())}

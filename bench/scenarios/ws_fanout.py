@@ -16,9 +16,10 @@ from pathlib import Path
 
 from bench import fanout, fanout_process
 from bench.cores import pinned
-from bench.fanout import Readers, Teller, percentile_ms, play
+from bench.fanout import Readers, Teller, play
 from bench.fanout_case import Case, add_options, modes
 from bench.harness import Run
+from bench.latencies import percentile_ms
 from bench.stalled import Stalled
 
 CORES = 2
