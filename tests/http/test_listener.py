@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import struct
+import time
 
 import pytest
 import trio
@@ -412,3 +413,32 @@ async def test_the_report_of_an_unavailable_service_is_503(start):
     server = await start(health=lambda: report("unavailable"))
     answer = await server.get("/health")
     assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
+
+
+@pytest.mark.parametrize("nth", range(3))  # who is woken first then is chance
+async def test_what_came_while_the_whole_process_stood_still_is_served(start, nth):
+    """As after SIGCONT, or on a machine that was suspended: the clients were in time, the server was not."""
+    server = await start(read_head_timeout_s=0.4, keep_alive_s=0.4)
+    ask = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+    fresh = [await server.connect() for _ in range(8)]
+    used = [await server.connect() for _ in range(8)]
+    for stream in used:
+        await stream.send_all(ask)
+        await hear(stream, b'{"status":"ok"}')
+    await trio.testing.wait_all_tasks_blocked(0.01)  # all of them rest
+    for stream in fresh + used:
+        os.write(stream.socket.fileno(), ask)
+    time.sleep(1)  # noqa: ASYNC251 (nothing of the process runs, which is what is tested)
+    for stream in fresh + used:
+        await hear(stream, b'{"status":"ok"}')
+        await stream.aclose()
+
+
+async def hear(stream, end):
+    heard = b""
+    with trio.fail_after(DEADLINE_S):
+        while not heard.endswith(end):
+            data = await stream.receive_some(65_536)
+            assert data, heard
+            heard += data
+    assert heard.startswith(b"HTTP/1.1 200 ")

@@ -99,7 +99,7 @@ async def turn_costs(store: Store, made: Sequence[str], number: int) -> dict[str
             await connection.execute(
                 "INSERT INTO webhook_claims SELECT v.*, 'w' FROM unnest($1::text[], $2::bigint[]) v", ids, at
             )
-            columns = [["dead"] * 3, [0] * 3, [500] * 3, ["no"] * 3, [1] * 3, [""] * 3]
+            columns = [["dead"] * 3, [0] * 3, [500] * 3, ["no"] * 3, [1] * 3, [""] * 3, [0] * 3]
             await cost.of("settle", settling._SETTLE, "w", NOW_MS, ids, at, *columns)
             await cost.of("let go", settling._LET_GO, [made[2], made[2]], ["stream-1", "stream-2"])
         finally:
