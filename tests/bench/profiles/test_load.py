@@ -228,22 +228,27 @@ def unused_port():
 async def test_ctrl_c_ends_a_run_in_order_with_a_report_of_what_there_was(served, tmp_path):
     command = [sys.executable, "-m", "bench", "load", "--url", f"http://127.0.0.1:{served}", "--output", str(tmp_path)]
     environ = {**os.environ, "INDEXER_WORKER_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
-    with trio.fail_after(RUN_S):
-        process = await trio.lowlevel.open_process(
-            [*command, "--stages", "0s:50,1h:50", "--followers", "5"],
-            env=environ,
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        assert process.stderr is not None
-        seen, asked = b"", False
-        async for data in process.stderr:  # to its end
-            seen += data
-            if b"  load ...\n" in seen and not asked:
-                asked = True
-                process.send_signal(signal.SIGINT)
-        assert await process.wait() == 130
+    process = await trio.lowlevel.open_process(
+        [*command, "--stages", "0s:50,1h:50", "--followers", "5"],
+        env=environ,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        with trio.fail_after(RUN_S):
+            seen, asked = b"", False
+            async for data in process.stderr:  # to its end
+                seen += data
+                if b"  load ...\n" in seen and not asked:
+                    asked = True
+                    process.send_signal(signal.SIGINT)
+            assert await process.wait() == 130
+    finally:
+        await process.stderr.aclose()
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
     report = read(tmp_path)
     assert report.interrupted
     assert {"lost count", "doubled count"}.isdisjoint(failed(report))
