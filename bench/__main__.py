@@ -29,6 +29,7 @@ SMOKE = (  # about two minutes on two cores
     "ws_connections --sockets 500 --ping 1",
     "ws_fanout --rounds 1 --sockets 200 --healthy 200 --seconds 0.2",
     "sse --rounds 1 --streams 200 --seconds 0.2",
+    "webhooks --deliveries 2000 --seconds 1",
     "load --stages 1s:60,5s:60 --followers 40 --streams 500 --correctness-only",
 )
 INTERRUPTED = 130
