@@ -36,6 +36,7 @@ def result_of(due: Due, sent: Sent, draw: float) -> Result:
         latency_ms=sent.latency_ms,
         response=sent.response,
         url=due.url,
+        endpoint_created_ms=due.endpoint_created_ms,
         attempts=due.attempts,
     )
 

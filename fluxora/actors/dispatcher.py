@@ -57,7 +57,11 @@ _DAY_MS = 86_400_000
 
 
 class _Shift:
-    """One worker's life. `closing`: it claims no more. `in_flight` are the begins of its attempts, the oldest first."""
+    """One worker's life. `closing`: it claims no more. `in_flight` are the begins of its attempts, the oldest first.
+
+    They go by numbers of their own: an endpoint that was deleted and made again under its id may have one event on its
+    way twice.
+    """
 
     def __init__(self) -> None:
         self.worker = uuid4().hex
@@ -65,8 +69,21 @@ class _Shift:
         self.closing = trio.Event()
         self.ended = trio.Event()
         self.lost = trio.CancelScope()
-        self.in_flight: dict[tuple[str, int], float] = {}
+        self.in_flight: dict[int, float] = {}
         self.results: list[Result] = []
+        self._attempts = 0
+
+    def begin(self, now: float) -> int:
+        """An attempt is in flight from `now` on; its number."""
+        self._attempts += 1
+        self.in_flight[self._attempts] = now
+        return self._attempts
+
+    def end(self, attempt: int, result: Result) -> None:
+        """It has ended, and its result waits for the next turn."""
+        del self.in_flight[attempt]
+        self.results.append(result)
+        self.bell.set()
 
     def take_results(self) -> list[Result]:
         results, self.results = self.results, []
@@ -286,8 +303,7 @@ class Dispatcher:
                     await trio.sleep(_RETRY_S)
                     continue
                 for due in turn.deliveries:
-                    shift.in_flight[due.endpoint_id, due.event.position] = trio.current_time()
-                    nursery.start_soon(self._attempt, shift, due)
+                    nursery.start_soon(self._attempt, shift, shift.begin(trio.current_time()), due)
             with trio.move_on_at(self._next_turn_at(shift, turn, room, began)):
                 await bell.wait()
 
@@ -348,7 +364,7 @@ class Dispatcher:
 
     # -- attempts --------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, shift: _Shift, due: Due) -> None:
+    async def _attempt(self, shift: _Shift, number: int, due: Due) -> None:
         began = trio.current_time()
         try:
             message = sign(due.id, due.event, due.secrets, now_s=int(time.time()))
@@ -362,9 +378,7 @@ class Dispatcher:
         self._judge(due, sent, began)
         if result.outcome == "dead":
             self._log.warning("dispatcher.delivery_dead", delivery=due.id, status=sent.status, error=sent.error)
-        del shift.in_flight[due.endpoint_id, due.event.position]
-        shift.results.append(result)
-        shift.bell.set()
+        shift.end(number, result)
 
     def _judge(self, due: Due, sent: Sent, began: float) -> None:
         """Tell the endpoint's breaker."""

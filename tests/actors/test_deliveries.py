@@ -16,7 +16,15 @@ SCHEDULE_S = (5, 30, 120, 600, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_
 
 
 def due(attempts: int = 0) -> Due:
-    return Due(endpoint_id="we_1", url="https://a.test/", event=EVENT, attempts=attempts, secrets=(), ordered=False)
+    return Due(
+        endpoint_id="we_1",
+        endpoint_created_ms=1,
+        url="https://a.test/",
+        event=EVENT,
+        attempts=attempts,
+        secrets=(),
+        ordered=False,
+    )
 
 
 @pytest.mark.parametrize(
