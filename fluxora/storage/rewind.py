@@ -50,7 +50,7 @@ class Undone(msgspec.Struct):
             yield self._row(position, None, contract_id, now_ms, reverted_payload(None, reverts, 0))
 
     def _row(self, position: int, key: str | None, contract_id: str | None, now_ms: int, payload: bytes) -> LogEvent:
-        event_id = f"{self.epoch}-reverted-{position}"
+        event_id = f"{self.epoch}-reverted-{position}-{now_ms}"  # a database that was restored gives positions again
         return LogEvent(position, event_id, REVERTED, "reverted", key, self.ledger, None, contract_id, now_ms, payload)
 
 

@@ -105,7 +105,7 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def id(self) -> str:
         """The delivery's id."""
-        return delivery_id(self.endpoint_id, self.event.position)
+        return delivery_id(self.endpoint_id, self.event.position, self.event.event_id)
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,6 +186,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
 
     endpoint_id: str
     position: int
+    event_id: str
     event: str
     stream_id: str | None
     status: DeliveryStatus
@@ -199,7 +200,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def id(self) -> str:
         """The delivery's id."""
-        return delivery_id(self.endpoint_id, self.position)
+        return delivery_id(self.endpoint_id, self.position, self.event_id)
 
 
 class Attempt(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from fluxora.actors.dispatcher import Dispatcher
 from fluxora.actors.webhook_sender import WebhookSender
 from fluxora.config import AccessConfig, WebhookConfig
 from fluxora.http.routes import ROUTES
-from fluxora.protocol.signing import Secret
+from fluxora.protocol.signing import Secret, delivery_id
 from fluxora.storage.store import Store
 from fluxora.storage.webhook_records import Result
 from fluxora.webhooks import verify
@@ -77,7 +77,7 @@ async def desk(start: Callable[..., Awaitable[Server]], store: Store) -> AsyncIt
 
 
 def path_of(pattern: str) -> str:
-    return pattern.replace("{id}", UNKNOWN if "endpoints" in pattern else f"msg_{UNKNOWN}_1")
+    return pattern.replace("{id}", UNKNOWN if "endpoints" in pattern else f"msg_{UNKNOWN}_1_{'0' * 12}")
 
 
 # who may ask
@@ -223,8 +223,8 @@ async def test_what_is_not_there_is_404(desk):
     ):
         for endpoint_id in (UNKNOWN, "default", "we_x", "%00"):
             await desk.ask(method, f"{ENDPOINTS}/{endpoint_id}{tail}", 404, operation_id, json=body)
-    for delivery_id in (f"msg_{UNKNOWN}_1", f"msg_{UNKNOWN}_9223372036854775808", "msg_x", "1"):
-        path = f"/api/admin/webhooks/deliveries/{delivery_id}"
+    for name in (f"msg_{UNKNOWN}_1_{'0' * 12}", f"msg_{UNKNOWN}_9223372036854775808_{'0' * 12}", "msg_x", "1"):
+        path = f"/api/admin/webhooks/deliveries/{name}"
         await desk.ask("GET", path, 404, "getWebhookDelivery")
         await desk.ask("POST", f"{path}/redeliver", 404, "redeliverWebhook")
 
@@ -233,6 +233,8 @@ async def test_a_deleted_endpoint_is_gone_with_its_deliveries(desk, record):
     made = await desk.create()
     await record(batch(created(0, ledger=10)))
     [delivery] = (await desk.page(made["id"]))["deliveries"]
+    await desk.ask("GET", f"/api/admin/webhooks/deliveries/{delivery['id']}", 200, "getWebhookDelivery")
+    await desk.ask("GET", f"/api/admin/webhooks/deliveries/{delivery['id'][:-12]}{'0' * 12}", 404, "getWebhookDelivery")
     path = f"{ENDPOINTS}/{made['id']}"
     await desk.ask("DELETE", path, 204, "deleteWebhookEndpoint")
     await desk.ask("DELETE", path, 404, "deleteWebhookEndpoint")
@@ -370,7 +372,7 @@ async def test_deliveries_are_listed_newest_first_page_by_page(desk, record):
     assert (page["hasMore"], page["nextBefore"]) == (False, None)
     [*_, first] = page["deliveries"]
     assert first == {
-        "id": f"msg_{made['id']}_1",
+        "id": delivery_id(made["id"], 1, f"1-{created(0, ledger=10).id}"),
         "endpointId": made["id"],
         "position": "1",
         "event": "stream.created",
@@ -487,9 +489,10 @@ async def test_what_an_admin_does_is_logged_with_its_name(desk, store, record):
     made = await desk.create(description="books", url="http://127.0.0.1:1/")
     path = f"{ENDPOINTS}/{made['id']}"
     await record(batch(created(0, ledger=10)))
+    [delivery] = (await desk.page(made["id"]))["deliveries"]
     await desk.ask("PATCH", path, 200, "changeWebhookEndpoint", json={"rateLimit": 7})
     rotated = await desk.ask("POST", f"{path}/rotate", 200, "rotateWebhookSecret", json={"graceSeconds": 5})
-    await desk.ask("POST", f"/api/admin/webhooks/deliveries/msg_{made['id']}_1/redeliver", 202, "redeliverWebhook")
+    await desk.ask("POST", f"/api/admin/webhooks/deliveries/{delivery['id']}/redeliver", 202, "redeliverWebhook")
     await desk.ask("POST", f"{path}/replay", 202, "replayWebhookEvents", json={})
     await desk.ask("POST", f"{path}/test", 200, "testWebhookEndpoint")
     await desk.ask("DELETE", path, 204, "deleteWebhookEndpoint")
