@@ -382,6 +382,8 @@ class Dispatcher:
 
     def _judge(self, due: Due, sent: Sent, began: float) -> None:
         """Tell the endpoint's breaker."""
+        if sent.hopeless:
+            return  # which says nothing about the endpoint
         if sent.delivered:
             self._breakers.succeeded(due.endpoint_id)
         elif self._breakers.failed(due.endpoint_id, began=began, now=trio.current_time()):

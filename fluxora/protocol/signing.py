@@ -25,6 +25,8 @@ PREFIX: Final = "whsec_"
 ENTROPY_BYTES: Final = 32
 """What a new secret is made of, of the 24 to 64 that Standard Webhooks allows."""
 MAX_SECRET: Final = 256
+MAX_BODY_BYTES: Final = 262_144
+"""Of a body that is sent: receivers refuse longer ones, `fluxora.webhooks.verify` among them."""
 MAX_POSITION: Final = 2**63 - 1
 
 _LEAST_ENTROPY, _MOST_ENTROPY = 24, 64

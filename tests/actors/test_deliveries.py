@@ -40,6 +40,7 @@ def due(attempts: int = 0) -> Due:
         (Sent(404, None, 1), "retry", 5_000),
         (Sent(503, None, 1, "", 60_000), "retry", 60_000),
         (Sent(429, None, 1, "", 10), "retry", 5_000),
+        (Sent(None, "its body is too long", 0, hopeless=True), "dead", 0),
     ],
 )
 def test_first_attempts(sent: Sent, outcome: str, delay_ms: int) -> None:
