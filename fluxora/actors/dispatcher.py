@@ -23,7 +23,6 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from math import inf
 from uuid import uuid4
 
@@ -32,6 +31,7 @@ import trio
 from fluxora import logs
 from fluxora.actors.breaker import Breakers
 from fluxora.actors.deliveries import DispatcherStatus, Tally, result_of
+from fluxora.actors.retention import PURGE_EVERY_S, purge_now_and_then
 from fluxora.actors.webhook_sender import Sent, WebhookSender, sign
 from fluxora.config import WebhookConfig
 from fluxora.errors import StorageUnavailable
@@ -48,12 +48,9 @@ OUTAGE_S = 5.0
 QUIET_S = 2.0
 PATIENCE_S = 5.0  # in which whoever lives renews, and what fails is tried again
 BACKLOG_EVERY_S = 2.0
-PURGE_EVERY_S = 600.0
 _RETRY_S = 0.5
 _RETIRE_S = 2.0
-_PURGED_AT_ONCE = 1_000
 _MOST_SHIFTS = 3
-_DAY_MS = 86_400_000
 
 
 class _Shift:
@@ -199,7 +196,7 @@ class Dispatcher:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._count_backlog)
-                nursery.start_soon(self._purge_now_and_then)
+                nursery.start_soon(purge_now_and_then, self._store, self._config, self._purge_every_s, self._draw)
                 task_status.started()
                 await self._work()
                 nursery.cancel_scope.cancel(reason="the dispatcher has drained")
@@ -397,14 +394,3 @@ class Dispatcher:
                 self._backlog, self._backlog_at = await self._store.backlog(), trio.current_time()
             self._breakers.forget_old(trio.current_time())
             await trio.sleep(BACKLOG_EVERY_S)
-
-    async def _purge_now_and_then(self) -> None:
-        age_ms = self._config.retention_days * _DAY_MS
-        purge = partial(self._store.purge, age_ms, _PURGED_AT_ONCE)
-        while True:
-            await trio.sleep(self._purge_every_s * (0.75 + self._draw() / 2))
-            try:
-                while await purge() == _PURGED_AT_ONCE:
-                    await trio.lowlevel.checkpoint()
-            except StorageUnavailable as error:
-                self._log.info("dispatcher.purge_postponed", error=str(error))

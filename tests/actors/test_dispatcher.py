@@ -306,12 +306,15 @@ async def test_the_backlog_is_counted_and_gets_older_while_nobody_can_count(worl
             nursery.cancel_scope.cancel()
 
 
-async def test_finished_deliveries_are_purged_when_they_are_old(world: HookWorld) -> None:
+async def test_finished_deliveries_and_the_admin_log_are_purged_when_they_are_old(world: HookWorld) -> None:
     async with consuming() as consumer, world.dispatching(purge_every_s=0.05):
         await world.endpoint(consumer)
         await world.record(2)
         await world.settled()
+        await world.store.webhooks.note("test", "did", "something", {})
         await world.sql("UPDATE webhook_deliveries SET at_ms = at_ms - 86400000 * 31::bigint WHERE position = 1")
+        await world.sql("UPDATE admin_log SET at_ms = at_ms - 86400000 * 401::bigint WHERE action <> 'did'")
         with trio.fail_after(10):
-            while await world.statuses() != {"delivered": 1}:
+            while await world.statuses() != {"delivered": 1} or len(await world.store.webhooks.admin_log(0, 9)) != 1:
                 await trio.sleep(0.005)
+        assert [entry.action for entry in await world.store.webhooks.admin_log(0, 9)] == ["did"]

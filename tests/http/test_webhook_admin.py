@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -227,6 +228,21 @@ async def test_what_is_not_there_is_404(desk):
         path = f"/api/admin/webhooks/deliveries/{name}"
         await desk.ask("GET", path, 404, "getWebhookDelivery")
         await desk.ask("POST", f"{path}/redeliver", 404, "redeliverWebhook")
+
+
+async def test_there_may_be_so_many_and_no_more(start, store):
+    few = replace(LOCAL, max_endpoints=2)
+    server = await start(store=store, access=AccessConfig(api_keys=KEYS.api_keys), webhooks=few)
+    async with server.client() as client:
+        desk = Desk(server, client)
+        first = await desk.create()
+        await desk.create()
+        refused = await desk.ask("POST", ENDPOINTS, 409, "createWebhookEndpoint", json={"url": URL})
+        assert refused["error"] == "CONFLICT"
+        assert "2 webhook endpoints" in refused["message"]
+        assert "FLUXORA_WEBHOOK_MAX_ENDPOINTS" in refused["message"]
+        await desk.ask("DELETE", f"{ENDPOINTS}/{first['id']}", 204, "deleteWebhookEndpoint")
+        await desk.create()
 
 
 async def test_a_deleted_endpoint_is_gone_with_its_deliveries(desk, record):
@@ -496,11 +512,18 @@ async def test_what_an_admin_does_is_logged_with_its_name(desk, store, record):
     await desk.ask("POST", f"{path}/replay", 202, "replayWebhookEvents", json={})
     await desk.ask("POST", f"{path}/test", 200, "testWebhookEndpoint")
     await desk.ask("DELETE", path, 204, "deleteWebhookEndpoint")
+    for whose in ({"streamId": stream(0)}, {"principal": "jwt:bob"}, {"all": True}):
+        await desk.ask("POST", "/api/admin/ws/disconnect", 200, "disconnectWebSockets", json=whose)
     log = await desk.ask("GET", "/api/admin/log", 200, "getAdminLog")
     done = [entry["action"].removeprefix("webhook.") for entry in log["entries"]]
-    assert done == ["created", "updated", "rotated", "redelivered", "replayed", "tested", "deleted"]
+    of_webhooks = ["created", "updated", "rotated", "redelivered", "replayed", "tested", "deleted"]
+    assert done == [*of_webhooks, *["sockets.disconnected"] * 3]
+    changing = [route for route in ROUTES if route.access.scope == "admin" and route.access.kind == "write"]
+    assert len(changing) == len(set(done)), "each route that does something"
     assert {entry["actor"] for entry in log["entries"]} == {"key:root"}
-    assert all(made["id"] in entry["subject"] for entry in log["entries"])
+    assert all(made["id"] in entry["subject"] for entry in log["entries"][:-3])
+    assert [entry["subject"] for entry in log["entries"][-3:]] == [stream(0), "jwt:bob", "all"]
+    assert log["entries"][-1]["detail"] == {"disconnected": "0"}
     assert made["secret"] not in str(log)
     assert rotated["secret"] not in str(log)
     assert not log["hasMore"]
