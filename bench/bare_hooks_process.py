@@ -57,7 +57,7 @@ async def _send_all(task: Task) -> Done:
             event = LogEvent(
                 position, f"bare-{position}", "stream.created", "created", "stream-0", None, None, None, now_ms, payload
             )
-            message = sign(delivery_id("bare", position), event, secrets, now_s=now_ms // 1000)
+            message = sign(delivery_id("bare", position, event.event_id), event, secrets, now_s=now_ms // 1000)
             sent = await sender.send(task.url, message)
             delivered += sent.delivered
 

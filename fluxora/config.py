@@ -161,15 +161,18 @@ class WebhookConfig:
     """Deliveries of events by HTTP. `url` and `secret` make the endpoint `default` at the start; it gets every event.
 
     `allowed_networks` admit private targets, and plain http to them. Of all endpoints together at most `concurrency`
-    deliveries are on their way at a time. Finished ones are kept for `retention_days`. Where the oldest pending one has
-    waited for longer than `backlog_alarm_s`, /health is degraded.
+    deliveries are on their way at a time. Finished ones are kept for `retention_days`, entries of the admin log for
+    `admin_log_days`. Where the oldest pending one has waited for longer than `backlog_alarm_s`, /health is degraded. By
+    hand at most `max_endpoints` can be made.
     """
 
     url: str | None = field(default=None, repr=False)
     secret: Secret | None = field(default=None, repr=False)
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     concurrency: int = 64
+    max_endpoints: int = 1_000
     retention_days: int = 30
+    admin_log_days: int = 400
     backlog_alarm_s: float = 300.0
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@
         LeaseLost *                                 another replica ingests
         Resync *                                    memory may differ from the database: start from the stored cursor
         MigrationMismatch                           the schema is not ours
+        TooManyEndpoints                            there are as many webhook endpoints as there may be
       RequestError(status)                          a client's request cannot be served as asked
         BadRequest InvalidJson Unauthorized Forbidden NotFound MethodNotAllowed NotAcceptable RequestTimeout
         Conflict ChainManaged IdempotencyConflict PayloadTooLarge UnsupportedMediaType UpgradeRequired
@@ -147,6 +148,12 @@ class MigrationMismatch(StorageError):
     """An applied migration differs from the file of its number, or the database is newer than this program."""
 
     code = "MIGRATION_MISMATCH"
+
+
+class TooManyEndpoints(StorageError):
+    """There are as many webhook endpoints as the configuration allows; the message says what helps."""
+
+    code = "TOO_MANY_ENDPOINTS"
 
 
 class FollowError(FluxoraError):

@@ -318,6 +318,12 @@ VARIABLES: tuple[Variable, ...] = (
         "private networks that webhooks may be sent to, also by plain http, separated by commas; unset: none",
     ),
     Variable(
+        "FLUXORA_WEBHOOK_MAX_ENDPOINTS",
+        "webhooks.max_endpoints",
+        _integer(1, 10_000),
+        "endpoints that there may be, besides that of FLUXORA_WEBHOOK_URL",
+    ),
+    Variable(
         "FLUXORA_WEBHOOK_RETENTION_DAYS",
         "webhooks.retention_days",
         _integer(1, 3_650),
@@ -328,6 +334,12 @@ VARIABLES: tuple[Variable, ...] = (
         "webhooks.backlog_alarm_s",
         _milliseconds(1_000, 604_800_000),
         "wait of the oldest pending delivery above which /health is degraded",
+    ),
+    Variable(
+        "FLUXORA_ADMIN_LOG_DAYS",
+        "webhooks.admin_log_days",
+        _integer(1, 36_500),
+        "days for which it is kept who did what (`fluxora webhooks log`)",
     ),
     Variable(
         "FLUXORA_BACKUP_TARGET",

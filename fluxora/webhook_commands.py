@@ -105,6 +105,7 @@ async def run(config: Config, asked: argparse.Namespace) -> tuple[str, int]:
     Raises:
         ConfigError: an argument is wrong.
         NotFound: there is no such endpoint or delivery.
+        TooManyEndpoints: there are as many as there may be.
         StorageUnavailable: PostgreSQL cannot be reached.
     """
     action: Action = asked.action
@@ -139,7 +140,8 @@ async def _add(desk: Desk) -> Printed:
     wanted = _read(NewWebhookEndpoint, members)
     _check_target(wanted.url, desk)
     secret = Secret.from_bytes(os.urandom(ENTROPY_BYTES))
-    made = await desk.store.webhooks.create(NewEndpoint(**msgspec.structs.asdict(wanted)), secret, desk.actor)
+    new, most = NewEndpoint(**msgspec.structs.asdict(wanted)), desk.config.webhooks.max_endpoints
+    made = await desk.store.webhooks.create(new, secret, desk.actor, most=most)
     value = shown.created_endpoint(made, secret)
     return Printed(value, [*endpoint_lines(value), "", *secret_lines(secret)])
 

@@ -182,6 +182,7 @@ class Log:
     def __init__(self, transactions: Sequence[tuple[int, int, int]] = ()) -> None:
         """`transactions`: first and last position, and how many rows that was."""
         self.prints: list[int] = []
+        self.event_ids: list[str] = []
         self.broadcasts: defaultdict[int, list[int]] = defaultdict(list)  # the first protocol has no positions
         self.faults: list[str] = []
         self.live: dict[str, int] = {}  # ids of events that stand, and their positions
@@ -236,6 +237,7 @@ class Log:
         position, time = row.position, time_text(row.timestamp_ms)
         if position != self.head + 1:
             self.faults.append(f"position {position} follows on {self.head}")
+        self.event_ids.append(row.event_id)
         self.prints.append(
             fingerprint(row.event_id, row.stream_id, row.event, row.action, row.ledger, time, row.payload)
         )

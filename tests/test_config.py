@@ -88,7 +88,9 @@ def test_webhooks_arrive() -> None:
             "FLUXORA_WEBHOOK_URL": "http://10.1.2.3:8080/hook",
             "FLUXORA_WEBHOOK_SECRET": "the legacy secret",
             "FLUXORA_WEBHOOK_ALLOWED_NETWORKS": "10.0.0.0/8, fd00::/8",
+            "FLUXORA_WEBHOOK_MAX_ENDPOINTS": "3",
             "FLUXORA_WEBHOOK_RETENTION_DAYS": "7",
+            "FLUXORA_ADMIN_LOG_DAYS": "90",
             "FLUXORA_WEBHOOK_ALARM_MS": "1500",
         }
     ).webhooks
@@ -96,7 +98,9 @@ def test_webhooks_arrive() -> None:
         url="http://10.1.2.3:8080/hook",
         secret=Secret.parse("the legacy secret"),
         allowed_networks=(ip_network("10.0.0.0/8"), ip_network("fd00::/8")),
+        max_endpoints=3,
         retention_days=7,
+        admin_log_days=90,
         backlog_alarm_s=1.5,
     )
 
@@ -206,7 +210,9 @@ def test_the_source_follows_from_what_is_set() -> None:
         ("FLUXORA_WEBHOOK_URL", "https://a.example/"),
         ("FLUXORA_WEBHOOK_SECRET", "s" * 257),
         ("FLUXORA_WEBHOOK_ALLOWED_NETWORKS", "consumer.example"),
+        ("FLUXORA_WEBHOOK_MAX_ENDPOINTS", "0"),
         ("FLUXORA_WEBHOOK_RETENTION_DAYS", "0"),
+        ("FLUXORA_ADMIN_LOG_DAYS", "0"),
         ("FLUXORA_WEBHOOK_ALARM_MS", "999"),
     ],
 )

@@ -5,15 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import ssl
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-import httpx
-import trustme
 
 from fluxora import __version__
 from fluxora.__main__ import COMMANDS
@@ -22,7 +17,7 @@ from fluxora.http.routes import document
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EMBEDDED, HOSTED = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+(EMBEDDED,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_embedding_example_runs() -> None:
@@ -42,40 +37,6 @@ def test_the_embedding_example_runs() -> None:
     assert [int(line[0]) for line in lines[:3]] == [1, 2, 3]
     assert lines[0][1] == "created"
     assert lines[0][2].startswith("stream-")
-
-
-def test_the_hosting_example_serves_over_tls_and_stops_when_it_is_told_to() -> None:
-    authority = trustme.CA()
-    certificate = authority.issue_cert("localhost")
-    with tempfile.TemporaryDirectory(prefix="fx-") as place:
-        certificate.cert_chain_pems[0].write_to_path(f"{place}/server.pem")
-        certificate.private_key_pem.write_to_path(f"{place}/server.key")
-        authority.cert_pem.write_to_path(f"{place}/authority.pem")
-        with subprocess.Popen(
-            [sys.executable, "-c", HOSTED.replace("127.0.0.1:8443", "127.0.0.1:0")],
-            cwd=place,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            try:
-                assert process.stderr is not None
-                said = ""
-                while not (found := re.search(r"Running on https://127\.0\.0\.1:(\d+)", said)):
-                    line = process.stderr.readline()
-                    assert line, said
-                    said += line
-                trusting = ssl.create_default_context(cafile=f"{place}/authority.pem")
-                with httpx.Client(http2=True, verify=trusting, timeout=30) as client:
-                    answer = client.get(f"https://localhost:{found[1]}/health")
-                assert (answer.status_code, answer.http_version) == (200, "HTTP/2")
-                assert "server" not in answer.headers
-                process.send_signal(signal.SIGTERM)
-                _, rest = process.communicate(timeout=60)
-                assert process.returncode == 0, said + rest
-                assert "runtime.stopped" in rest
-            finally:
-                process.kill()
 
 
 def test_every_command_is_in_the_table_and_every_one_in_the_table_exists() -> None:

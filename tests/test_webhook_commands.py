@@ -202,8 +202,8 @@ async def test_what_is_not_there_is_said(shell: Shell) -> None:
         ["delete", UNKNOWN, "--yes"],
         ["test", UNKNOWN],
         ["deliveries", UNKNOWN],
-        ["delivery", f"msg_{UNKNOWN}_1"],
-        ["redeliver", f"msg_{UNKNOWN}_1"],
+        ["delivery", f"msg_{UNKNOWN}_1_{'0' * 12}"],
+        ["redeliver", f"msg_{UNKNOWN}_1_{'0' * 12}"],
         ["replay", UNKNOWN],
     ):
         with pytest.raises(NotFound, match="there is no such"):

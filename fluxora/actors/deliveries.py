@@ -23,6 +23,8 @@ def result_of(due: Due, sent: Sent, draw: float) -> Result:
         outcome = "delivered"
     elif sent.status == _GONE and sent.error is None:
         outcome = "gone"
+    elif sent.hopeless:
+        outcome = "dead"
     else:
         delay = delay_ms(due.attempts + 1, draw, sent.retry_after_ms)
         outcome = "dead" if delay is None else "retry"
@@ -36,6 +38,7 @@ def result_of(due: Due, sent: Sent, draw: float) -> Result:
         latency_ms=sent.latency_ms,
         response=sent.response,
         url=due.url,
+        endpoint_created_ms=due.endpoint_created_ms,
         attempts=due.attempts,
     )
 

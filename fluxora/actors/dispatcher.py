@@ -23,7 +23,6 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from math import inf
 from uuid import uuid4
 
@@ -32,6 +31,7 @@ import trio
 from fluxora import logs
 from fluxora.actors.breaker import Breakers
 from fluxora.actors.deliveries import DispatcherStatus, Tally, result_of
+from fluxora.actors.retention import PURGE_EVERY_S, purge_now_and_then
 from fluxora.actors.webhook_sender import Sent, WebhookSender, sign
 from fluxora.config import WebhookConfig
 from fluxora.errors import StorageUnavailable
@@ -48,16 +48,17 @@ OUTAGE_S = 5.0
 QUIET_S = 2.0
 PATIENCE_S = 5.0  # in which whoever lives renews, and what fails is tried again
 BACKLOG_EVERY_S = 2.0
-PURGE_EVERY_S = 600.0
 _RETRY_S = 0.5
 _RETIRE_S = 2.0
-_PURGED_AT_ONCE = 1_000
 _MOST_SHIFTS = 3
-_DAY_MS = 86_400_000
 
 
 class _Shift:
-    """One worker's life. `closing`: it claims no more. `in_flight` are the begins of its attempts, the oldest first."""
+    """One worker's life. `closing`: it claims no more. `in_flight` are the begins of its attempts, the oldest first.
+
+    They go by numbers of their own: an endpoint that was deleted and made again under its id may have one event on its
+    way twice.
+    """
 
     def __init__(self) -> None:
         self.worker = uuid4().hex
@@ -65,8 +66,21 @@ class _Shift:
         self.closing = trio.Event()
         self.ended = trio.Event()
         self.lost = trio.CancelScope()
-        self.in_flight: dict[tuple[str, int], float] = {}
+        self.in_flight: dict[int, float] = {}
         self.results: list[Result] = []
+        self._attempts = 0
+
+    def begin(self, now: float) -> int:
+        """An attempt is in flight from `now` on; its number."""
+        self._attempts += 1
+        self.in_flight[self._attempts] = now
+        return self._attempts
+
+    def end(self, attempt: int, result: Result) -> None:
+        """It has ended, and its result waits for the next turn."""
+        del self.in_flight[attempt]
+        self.results.append(result)
+        self.bell.set()
 
     def take_results(self) -> list[Result]:
         results, self.results = self.results, []
@@ -182,7 +196,7 @@ class Dispatcher:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._count_backlog)
-                nursery.start_soon(self._purge_now_and_then)
+                nursery.start_soon(purge_now_and_then, self._store, self._config, self._purge_every_s, self._draw)
                 task_status.started()
                 await self._work()
                 nursery.cancel_scope.cancel(reason="the dispatcher has drained")
@@ -286,8 +300,7 @@ class Dispatcher:
                     await trio.sleep(_RETRY_S)
                     continue
                 for due in turn.deliveries:
-                    shift.in_flight[due.endpoint_id, due.event.position] = trio.current_time()
-                    nursery.start_soon(self._attempt, shift, due)
+                    nursery.start_soon(self._attempt, shift, shift.begin(trio.current_time()), due)
             with trio.move_on_at(self._next_turn_at(shift, turn, room, began)):
                 await bell.wait()
 
@@ -348,7 +361,7 @@ class Dispatcher:
 
     # -- attempts --------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, shift: _Shift, due: Due) -> None:
+    async def _attempt(self, shift: _Shift, number: int, due: Due) -> None:
         began = trio.current_time()
         try:
             message = sign(due.id, due.event, due.secrets, now_s=int(time.time()))
@@ -362,12 +375,12 @@ class Dispatcher:
         self._judge(due, sent, began)
         if result.outcome == "dead":
             self._log.warning("dispatcher.delivery_dead", delivery=due.id, status=sent.status, error=sent.error)
-        del shift.in_flight[due.endpoint_id, due.event.position]
-        shift.results.append(result)
-        shift.bell.set()
+        shift.end(number, result)
 
     def _judge(self, due: Due, sent: Sent, began: float) -> None:
         """Tell the endpoint's breaker."""
+        if sent.hopeless:
+            return  # which says nothing about the endpoint
         if sent.delivered:
             self._breakers.succeeded(due.endpoint_id)
         elif self._breakers.failed(due.endpoint_id, began=began, now=trio.current_time()):
@@ -381,14 +394,3 @@ class Dispatcher:
                 self._backlog, self._backlog_at = await self._store.backlog(), trio.current_time()
             self._breakers.forget_old(trio.current_time())
             await trio.sleep(BACKLOG_EVERY_S)
-
-    async def _purge_now_and_then(self) -> None:
-        age_ms = self._config.retention_days * _DAY_MS
-        purge = partial(self._store.purge, age_ms, _PURGED_AT_ONCE)
-        while True:
-            await trio.sleep(self._purge_every_s * (0.75 + self._draw() / 2))
-            try:
-                while await purge() == _PURGED_AT_ONCE:
-                    await trio.lowlevel.checkpoint()
-            except StorageUnavailable as error:
-                self._log.info("dispatcher.purge_postponed", error=str(error))

@@ -52,6 +52,7 @@ class Sent(msgspec.Struct, frozen=True):
 
     `status` is that of the answer, None where none came. `error` says why there is no complete answer, None where there
     is one. `response` is the beginning of the answer's body, as text. `retry_after_ms` is what a 429 or 503 asks for.
+    `hopeless`: no attempt was made, and none ever can be.
     """
 
     status: int | None
@@ -59,6 +60,7 @@ class Sent(msgspec.Struct, frozen=True):
     latency_ms: int
     response: str = ""
     retry_after_ms: int | None = None
+    hopeless: bool = False
 
     @property
     def delivered(self) -> bool:
@@ -115,6 +117,10 @@ class WebhookSender:
 
     async def send(self, url: str, message: Message) -> Sent:
         """Make one attempt. Whatever goes wrong is told, not raised."""
+        size = len(message.body)
+        if size > signing.MAX_BODY_BYTES:
+            told = f"its body has {size:,} bytes, more than the {signing.MAX_BODY_BYTES:,} that receivers take"
+            return Sent(None, f"{told}; the event can be read by REST", 0, hopeless=True)
         attempt = _Attempt(self._client, self._resolver, message)
         began = trio.current_time()
         reply: HttpReply | None = None

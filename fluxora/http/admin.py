@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from fluxora.http.backend import Backend
-from fluxora.http.exchange import Reply, Request
+from fluxora.http.exchange import Pending, Reply, Request
 from fluxora.http.json_body import read_json
 from fluxora.http.models import Disconnect, NoParameters
 from fluxora.http.reading import read_body, read_query
@@ -70,7 +72,7 @@ class Disconnected(msgspec.Struct):
     disconnected: int
 
 
-def disconnect(request: Request, backend: Backend) -> Reply:
+def disconnect(request: Request, backend: Backend) -> Pending:
     """Close WebSockets with 4403 and end event streams: those subscribed to one stream, of one principal, or all here.
 
     Raises:
@@ -78,6 +80,15 @@ def disconnect(request: Request, backend: Backend) -> Reply:
     """
     read_query(NoParameters, request.query)
     wanted = read_body(Disconnect, read_json(request))
+    return partial(_disconnect, wanted, request.principal.id, backend)
+
+
+async def _disconnect(wanted: Disconnect, actor: str, backend: Backend) -> Reply:
+    """They go first, whatever the database does. Where it cannot note that, the answer is 503; asking again notes it.
+
+    Raises:
+        StorageUnavailable: it is done, and not in the admin log.
+    """
     sockets = backend.sockets
     if wanted.stream_id is not None:
         selector = Selector("stream", wanted.stream_id)
@@ -86,4 +97,6 @@ def disconnect(request: Request, backend: Backend) -> Reply:
         ended = sockets.disconnect(lambda socket: socket.principal.id == wanted.principal)
     else:
         ended = sockets.disconnect(lambda _socket: True)
+    whose = wanted.stream_id or wanted.principal or "all"
+    await backend.store.webhooks.note(actor, "sockets.disconnected", whose, {"disconnected": ended})
     return json_reply(Disconnected(ended))

@@ -41,9 +41,9 @@ MAX_RATE = 10_000
 MAX_IN_FLIGHT = 1_000
 DEFAULT_GRACE_S, MAX_GRACE_S = 86_400, 30 * 86_400
 ENDPOINT_ID = re.compile(r"default|we_[0-9a-f]{32}")
-DELIVERY_ID = re.compile(r"msg_(default|we_[0-9a-f]{32})_[1-9][0-9]{0,18}")
+DELIVERY_ID = re.compile(r"msg_(default|we_[0-9a-f]{32})_[1-9][0-9]{0,18}_[0-9a-f]{12}")
 EXAMPLE_ENDPOINT_ID = "we_0197f3c58b6e7c21a5d49e03b7f1c864"
-EXAMPLE_DELIVERY_ID = "msg_we_0197f3c58b6e7c21a5d49e03b7f1c864_1042"
+EXAMPLE_DELIVERY_ID = "msg_we_0197f3c58b6e7c21a5d49e03b7f1c864_1042_5f3a9c0be81d"
 
 
 def _url_text(text: str) -> str:

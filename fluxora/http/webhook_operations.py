@@ -36,7 +36,8 @@ CREATE_ENDPOINT = Operation(
     summary="Create an endpoint",
     description=(
         "It gets every event that is recorded from now on and matches its filters, at least once. The secret that its "
-        "deliveries are signed with is in this answer and in no other."
+        "deliveries are signed with is in this answer and in no other. Where there are as many as there may be (1,000, "
+        "unless the operator says otherwise), the answer is a conflict."
     ),
     body=NewWebhookEndpoint,
     example=_NEW,
@@ -56,7 +57,7 @@ CREATE_ENDPOINT = Operation(
             ),
         )
     },
-    refusals=(404,),
+    refusals=(404, 409),
 )
 
 GET_ENDPOINT = Operation(

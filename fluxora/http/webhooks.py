@@ -11,7 +11,7 @@ from functools import partial
 
 import msgspec
 
-from fluxora.errors import BadRequest, NotFound, Unavailable
+from fluxora.errors import BadRequest, Conflict, NotFound, TooManyEndpoints, Unavailable
 from fluxora.http import webhook_replies as shown
 from fluxora.http.backend import Backend
 from fluxora.http.exchange import Pending, Reply, Request
@@ -51,6 +51,7 @@ def create_endpoint(request: Request, backend: Backend) -> Pending:
 
     Raises:
         BadRequest, UnsupportedMediaType, InvalidJson: the request is refused, or the URL may not be a target.
+        Conflict: there are as many endpoints as there may be.
     """
     read_query(NoParameters, request.query)
     wanted = read_body(NewWebhookEndpoint, read_json(request))
@@ -60,7 +61,11 @@ def create_endpoint(request: Request, backend: Backend) -> Pending:
 
 async def _create_endpoint(wanted: NewWebhookEndpoint, actor: str, backend: Backend) -> Reply:
     secret = _new_secret()
-    made = await backend.store.webhooks.create(NewEndpoint(**msgspec.structs.asdict(wanted)), secret, actor)
+    new, most = NewEndpoint(**msgspec.structs.asdict(wanted)), backend.webhooks.max_endpoints
+    try:
+        made = await backend.store.webhooks.create(new, secret, actor, most=most)
+    except TooManyEndpoints as error:
+        raise Conflict(str(error)) from error
     location = ("location", f"/api/admin/webhooks/endpoints/{made.id}")
     return json_reply(shown.created_endpoint(made, secret), status=201, headers=(location,))
 

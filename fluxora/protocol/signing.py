@@ -25,10 +25,13 @@ PREFIX: Final = "whsec_"
 ENTROPY_BYTES: Final = 32
 """What a new secret is made of, of the 24 to 64 that Standard Webhooks allows."""
 MAX_SECRET: Final = 256
+MAX_BODY_BYTES: Final = 262_144
+"""Of a body that is sent: receivers refuse longer ones, `fluxora.webhooks.verify` among them."""
 MAX_POSITION: Final = 2**63 - 1
 
 _LEAST_ENTROPY, _MOST_ENTROPY = 24, 64
-_DELIVERY: Final = re.compile(r"msg_([A-Za-z0-9_-]{1,64})_(0|[1-9][0-9]{0,18})")
+_TAG_BYTES: Final = 6
+_DELIVERY: Final = re.compile(r"msg_([A-Za-z0-9_-]{1,64})_(0|[1-9][0-9]{0,18})_[0-9a-f]{12}")
 
 
 class Secret:
@@ -119,16 +122,22 @@ def headers(
     )
 
 
-def delivery_id(endpoint_id: str, position: int) -> str:
-    """The id of the delivery of the event at `position` to an endpoint: the same whenever and by whom it is sent.
+def delivery_id(endpoint_id: str, position: int, event_id: str) -> str:
+    """The id of the delivery of an event to an endpoint: the same whenever and by whom it is sent.
 
+    It names the event beside its position, by the beginning of a hash: where a database goes back to an earlier state,
+    the positions above that are given to other events, and receivers that remember ids must not take those for known.
     It has no dot, since dots separate what Standard Webhooks signs.
     """
-    return f"msg_{endpoint_id}_{position}"
+    tag = hashlib.sha256(event_id.encode()).digest()[:_TAG_BYTES].hex()
+    return f"msg_{endpoint_id}_{position}_{tag}"
 
 
 def parse_delivery_id(text: str) -> tuple[str, int] | None:
-    """The endpoint's id and the position that `delivery_id` made `text` of; None where it did not."""
+    """The endpoint's id and the position in what looks like a `delivery_id`; None where it does not.
+
+    Whether it is that of the event at the position is for the caller to compare.
+    """
     match = _DELIVERY.fullmatch(text)
     if match is None:
         return None

@@ -1,4 +1,7 @@
-"""The admin log: what operators, and Fluxora itself, have done, written in the transaction that does it."""
+"""The admin log: what operators, and Fluxora itself, have done, written in the transaction that does it.
+
+It is kept for as long as the configuration says (`purge`).
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,13 @@ INSERT INTO admin_log (at_ms, actor, action, subject, detail)
 SELECT {NOW_MS}, $1, $2, $3, $4::json FROM turn
 """  # noqa: S608 (no value in it)
 
+# Entries are in the order of their times, so that the oldest ones are all that need be looked at.
+_PURGE = f"""
+DELETE FROM admin_log WHERE id IN (
+    SELECT id FROM (SELECT id, at_ms FROM admin_log ORDER BY id LIMIT $2) AS oldest WHERE at_ms < {NOW_MS} - $1
+)
+"""  # noqa: S608 (no value in it)
+
 _decode = msgspec.json.Decoder(dict[str, str]).decode
 
 
@@ -43,6 +53,12 @@ async def entries(connection: Connection, after: int, limit: int) -> list[AdminE
         AdminEntry(row["id"], row["at_ms"], row["actor"], row["action"], row["subject"], _decode(row["detail"]))
         for row in rows
     ]
+
+
+async def purge(connection: Connection, age_ms: int, limit: int) -> int:
+    """Delete up to `limit` entries that are older than `age_ms`; the number of them."""
+    done: str = await connection.execute(_PURGE, age_ms, limit)
+    return int(done.removeprefix("DELETE "))
 
 
 def _text(value: object) -> str:

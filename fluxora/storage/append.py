@@ -259,7 +259,7 @@ class Append:
         if not undone.count:
             return 0
         self._undone += undone.positions
-        result = await refold(self._connection, self.epoch, set(undone.streams))
+        result = await refold(self._connection, self.epoch, undone.streams)
         await self._settle(result)
         for key in undone.corrected:
             if (slot := self.slots[key]).state is not None:

@@ -22,6 +22,7 @@ from fluxora.errors import ConfigError
 
 CHUNK = 1 << 20
 PART_BYTES = 16 << 20  # of an upload; 10,000 parts at most make 160 GB
+JOINING_S = 900  # for the answer of a server that first makes one object of the parts; S3 itself sends blanks meanwhile
 SUFFIX = ".dump"
 CHECKSUM = ".sha256"
 _CHECKSUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)\n?")
@@ -200,7 +201,7 @@ class _S3Object(Archive):
                     sent = self._client.upload_part(**place, PartNumber=number, Body=data)
                     parts.append({"PartNumber": number, "ETag": sent["ETag"]})
                 ended()
-                self._client.complete_multipart_upload(**place, MultipartUpload={"Parts": parts})
+                _s3(answer_s=JOINING_S).complete_multipart_upload(**place, MultipartUpload={"Parts": parts})
             except BaseException:
                 with contextlib.suppress(Exception):  # the first failure is the one to tell
                     self._client.abort_multipart_upload(**place)
@@ -256,12 +257,15 @@ class _S3Object(Archive):
             raise ArchiveError(f"{self.name}: {error}") from error
 
 
-def _s3() -> Any:
+def _s3(answer_s: int = 60) -> Any:
+    """A client that waits for so long for an answer; a request without one is sent again."""
     try:
         boto3: Any = importlib.import_module("boto3")
+        settings: Any = importlib.import_module("botocore.config")
     except ImportError as error:
         raise ConfigError("s3:// needs the S3 client: pip install 'fluxora[s3]'") from error
-    return boto3.client("s3")  # endpoint, region and credentials: by boto3's own variables and files
+    # Endpoint, region and credentials: by boto3's own variables and files.
+    return boto3.client("s3", config=settings.Config(read_timeout=answer_s))
 
 
 def _filled(source: Hashed, size: int) -> bytes:

@@ -52,7 +52,10 @@ Progress = Callable[[int], None]
 
 
 class BackupResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of a backup or a restore. `error` is why it failed, in the words of the program that refused."""
+    """What became of a backup or a restore. `error` is why it failed, in the words of the program that refused.
+
+    `position` is that of the log after a restore: those above it are given again.
+    """
 
     success: bool
     message: str
@@ -60,6 +63,7 @@ class BackupResult(msgspec.Struct, frozen=True, omit_defaults=True):
     archive: str | None = None
     bytes: int | None = None
     seconds: float | None = None
+    position: int | None = None
     removed: list[str] = []
 
 
@@ -169,7 +173,23 @@ def restore(
     except (ConfigError, StorageUnavailable, ArchiveError, ProgramFailed) as error:
         return BackupResult(success=False, message="Restore failed", error=_told(error, stop))
     seconds = round(time.monotonic() - began, 3)
-    return BackupResult(success=True, message="Restored", archive=place.name, bytes=size, seconds=seconds)
+    return BackupResult(
+        success=True,
+        message="Restored",
+        archive=place.name,
+        bytes=size,
+        seconds=seconds,
+        position=_position(server),
+    )
+
+
+def _position(server: Server) -> int | None:
+    """Where the log ends; None where the database cannot say so just now: it is restored all the same."""
+    try:
+        ((position,),) = server.ask("SELECT position FROM log_head")
+    except StorageUnavailable:
+        return None
+    return int(position)
 
 
 def _told(error: Exception, stop: Stop) -> str:

@@ -35,7 +35,7 @@ SET LOCAL enable_mergejoin = off; SET LOCAL enable_bitmapscan = off
 
 LOCK_DUE: Final = """
 SELECT e.id, e.url, e.secret, e.previous_secret, e.previous_until_ms, e.ordered, e.rate_limit, e.max_in_flight,
-    e.paced_us
+    e.paced_us, e.created_ms
 FROM webhook_endpoints e
 WHERE e.enabled AND NOT e.deleted AND e.id <> ALL($1::text[]) AND EXISTS (
     SELECT FROM webhook_deliveries d
@@ -219,6 +219,7 @@ class _Claim:
         return [
             Due(
                 endpoint_id=row["id"],
+                endpoint_created_ms=self._locked[row["id"]]["created_ms"],
                 url=self._locked[row["id"]]["url"],
                 event=events[row["id"], row["position"]],
                 attempts=row["attempts"],

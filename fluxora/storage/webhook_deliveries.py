@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from fluxora.protocol.messages import LogEvent
+from fluxora.protocol.signing import delivery_id as id_of
 from fluxora.protocol.signing import parse_delivery_id
 from fluxora.storage import admin_log, reads
 from fluxora.storage import webhook_tallies as tallies
@@ -34,8 +35,8 @@ STATUSES: Final[tuple[DeliveryStatus, ...]] = ("pending", "delivered", "dead")
 AGAIN: Final[dict[ReplayScope, list[DeliveryStatus]]] = {"failed": ["dead"], "all": ["dead", "delivered"]}
 
 _DELIVERY = (
-    "d.endpoint_id, d.position, v.event, v.stream_id, d.status, d.attempts, d.at_ms, d.due_ms, d.created_ms, "
-    "d.last_status, d.last_error"
+    "d.endpoint_id, d.position, v.event_id, v.event, v.stream_id, d.status, d.attempts, d.at_ms, d.due_ms, "
+    "d.created_ms, d.last_status, d.last_error"
 )
 _LOCK = "SELECT id, events, stream_ids, addresses, ordered FROM webhook_endpoints WHERE id = $1 AND NOT deleted"
 
@@ -44,6 +45,11 @@ SELECT {_DELIVERY} FROM webhook_deliveries d JOIN events v ON v.position = d.pos
 JOIN webhook_endpoints e ON e.id = d.endpoint_id AND NOT e.deleted
 WHERE d.endpoint_id = $1 AND d.position = $2
 """  # noqa: S608 (names of our own columns)
+
+_PLACE = """
+SELECT d.endpoint_id, d.position, v.event_id, d.at_ms
+FROM webhook_deliveries d JOIN events v ON v.position = d.position WHERE d.endpoint_id = $1 AND d.position = $2
+"""
 
 _ATTEMPTS = """
 SELECT row_number() OVER (ORDER BY id) AS number, at_ms, status, error, latency_ms, response
@@ -134,17 +140,10 @@ async def deliveries(connection: Connection, query: DeliveryQuery) -> list[Deliv
     """A page of deliveries, newest first."""
     text, values = delivery_page(query)
     if query.before is not None:
-        asked = parse_delivery_id(query.before)
-        at_ms = (
-            None
-            if asked is None
-            else await connection.fetchval(
-                "SELECT at_ms FROM webhook_deliveries WHERE endpoint_id = $1 AND position = $2", *asked
-            )
-        )
-        if asked is None or at_ms is None:
+        place = await _look_up(connection, _PLACE, query.before)
+        if place is None:
             return []
-        values += [at_ms, asked[1], asked[0]]
+        values += [place["at_ms"], place["position"], place["endpoint_id"]]
     return [_delivery(row) for row in await connection.fetch(text, *values)]
 
 
@@ -177,11 +176,10 @@ def delivery_page(query: DeliveryQuery) -> tuple[str, list[Any]]:
 
 async def delivery(connection: Connection, delivery_id: str) -> DeliveryDetail | None:
     """One delivery with its newest attempts, oldest first."""
-    asked = parse_delivery_id(delivery_id)
-    row = None if asked is None else await connection.fetchrow(_ONE, *asked)
-    if asked is None or row is None:
+    row = await _look_up(connection, _ONE, delivery_id)
+    if row is None:
         return None
-    attempts = await connection.fetch(_ATTEMPTS, *asked, ATTEMPTS_SHOWN)
+    attempts = await connection.fetch(_ATTEMPTS, row["endpoint_id"], row["position"], ATTEMPTS_SHOWN)
     return DeliveryDetail(_delivery(row), [Attempt(*each.values()) for each in reversed(attempts)])
 
 
@@ -192,7 +190,7 @@ async def redeliver(connection: Connection, delivery_id: str, actor: str) -> Del
         return None
     async with connection.transaction():
         await connection.execute(f"{_LOCK} FOR NO KEY UPDATE", asked[0])
-        row = await connection.fetchrow(_ONE, *asked)
+        row = await _look_up(connection, _ONE, delivery_id)
         if row is None:
             return None
         await connection.execute(_REDELIVER, *asked)
@@ -295,11 +293,21 @@ async def _clear(connection: Connection, endpoint_id: str, limit: int) -> int:
     return count
 
 
+async def _look_up(connection: Connection, text: str, delivery_id: str) -> Any | None:
+    """The row that `text` finds by endpoint and position, where it is of the event that the id names."""
+    asked = parse_delivery_id(delivery_id)
+    row = None if asked is None else await connection.fetchrow(text, *asked)
+    if row is None or delivery_id != id_of(row["endpoint_id"], row["position"], row["event_id"]):
+        return None
+    return row
+
+
 def _delivery(row: Any) -> Delivery:
     pending = row["status"] == "pending"
     return Delivery(
         endpoint_id=row["endpoint_id"],
         position=row["position"],
+        event_id=row["event_id"],
         event=row["event"],
         stream_id=row["stream_id"],
         status=row["status"],

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from fluxora.errors import TooManyEndpoints
 from fluxora.protocol.signing import Secret
 from fluxora.storage import admin_log
 from fluxora.storage.admin_log import ITSELF, NOW_MS
@@ -34,6 +35,7 @@ _COLUMNS = (
     f"CASE WHEN previous_until_ms > {NOW_MS} THEN previous_until_ms END AS secret_rotates_until_ms"
 )
 _LOCK_HEAD = "SELECT position FROM log_head FOR UPDATE"
+_COUNT = "SELECT count(*) FROM webhook_endpoints WHERE NOT deleted AND id <> $1"
 _LOCK = f"SELECT {_COLUMNS} FROM webhook_endpoints WHERE id = $1 AND NOT deleted FOR NO KEY UPDATE"  # noqa: S608 (names of our own columns)
 
 _INSERT = f"""
@@ -74,10 +76,19 @@ _CLEAR = (
 )
 
 
-async def create(connection: Connection, new: NewEndpoint, secret: Secret, actor: str) -> Endpoint:
-    """Register an endpoint under a new id."""
+async def create(connection: Connection, new: NewEndpoint, secret: Secret, actor: str, most: int) -> Endpoint:
+    """Register an endpoint under a new id. The lock of the log's head keeps others from doing so at the same time.
+
+    Raises:
+        TooManyEndpoints: there are `most` already.
+    """
     async with connection.transaction():
         position: int = await connection.fetchval(_LOCK_HEAD)
+        if await connection.fetchval(_COUNT, DEFAULT_ENDPOINT) >= most:
+            raise TooManyEndpoints(
+                f"There are {most:,} webhook endpoints, as many as may be: delete one that nobody needs, or raise "
+                "FLUXORA_WEBHOOK_MAX_ENDPOINTS"
+            )
         made = await _insert(connection, _new_id(), new, secret, position)
         await admin_log.add(connection, actor, "webhook.created", made.id, _stated(msgspec.structs.asdict(new)))
     return made

@@ -90,10 +90,12 @@ class DeliveryTarget(msgspec.Struct, frozen=True):
 class Due(msgspec.Struct, frozen=True, kw_only=True):
     """A delivery that a worker has claimed. `attempts` were made before; `secrets` are active, the current one first.
 
-    `ordered`: later events of its stream wait for it.
+    `ordered`: later events of its stream wait for it. `endpoint_created_ms` tells its endpoint from a later one of the
+    same id.
     """
 
     endpoint_id: str
+    endpoint_created_ms: int
     url: str
     event: LogEvent
     attempts: int
@@ -103,7 +105,7 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def id(self) -> str:
         """The delivery's id."""
-        return delivery_id(self.endpoint_id, self.event.position)
+        return delivery_id(self.endpoint_id, self.event.position, self.event.event_id)
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +115,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     delivery waits with what else is pending there. `status` is the answer's, None where there was none; `error` says
     why it failed. Of `response` the first 1,024 characters are kept. `url` is where it was sent to, as claimed: `gone`
     says nothing about an endpoint that has another one by now. `attempts` are those made before, as claimed: a delivery
-    that was redelivered meanwhile stays due at once, unless this attempt has delivered it.
+    that was redelivered meanwhile stays due at once, unless this attempt has delivered it. `endpoint_created_ms` as
+    claimed: what was sent to an endpoint that has been deleted says nothing about one that was made under its id since.
     """
 
     endpoint_id: str
@@ -126,6 +129,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     response: str = ""
     url: str | None = None
     attempts: int | None = None
+    endpoint_created_ms: int | None = None
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -182,6 +186,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
 
     endpoint_id: str
     position: int
+    event_id: str
     event: str
     stream_id: str | None
     status: DeliveryStatus
@@ -195,7 +200,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def id(self) -> str:
         """The delivery's id."""
-        return delivery_id(self.endpoint_id, self.position)
+        return delivery_id(self.endpoint_id, self.position, self.event_id)
 
 
 class Attempt(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -17,7 +17,7 @@ FAILING_MS: Final = 5 * 24 * 3_600_000
 MAX_ERROR_CHARACTERS: Final = 500
 
 _LOCK = """
-SELECT id, url, enabled, failing_since_ms FROM webhook_endpoints WHERE id = ANY($1) AND NOT deleted
+SELECT id, url, enabled, created_ms, failing_since_ms FROM webhook_endpoints WHERE id = ANY($1) AND NOT deleted
 ORDER BY id FOR NO KEY UPDATE
 """
 
@@ -87,7 +87,7 @@ async def settle(connection: Connection, worker: str, results: Sequence[Result],
     """Take the results of the worker's claims. Their endpoints stay locked until the transaction ends."""
     rows = await connection.fetch(_LOCK, list({result.endpoint_id for result in results}))
     endpoints = {row["id"]: row for row in rows}
-    results = [_as_of_now(result, endpoints.get(result.endpoint_id)) for result in results]
+    results = [_as_of_now(result, endpoints[result.endpoint_id]) for result in results if _is_of(result, endpoints)]
     settled = await connection.fetch(_SETTLE, worker, now_ms, *_columns(results))
     queues = {
         (row["endpoint_id"], row["queue"])
@@ -110,9 +110,15 @@ async def settle(connection: Connection, worker: str, results: Sequence[Result],
     return Settled(len(settled), disabled)
 
 
-def _as_of_now(result: Result, endpoint: Any | None) -> Result:
+def _is_of(result: Result, endpoints: Mapping[str, Any]) -> bool:
+    """False where its endpoint has been deleted, whoever has the id now."""
+    endpoint = endpoints.get(result.endpoint_id)
+    return endpoint is not None and result.endpoint_created_ms in {None, endpoint["created_ms"]}
+
+
+def _as_of_now(result: Result, endpoint: Any) -> Result:
     """The same, but that another URL's answer does not end the endpoint: it is due again at once, at the new one."""
-    moved = endpoint is not None and result.url is not None and result.url != endpoint["url"]
+    moved = result.url is not None and result.url != endpoint["url"]
     return (
         msgspec.structs.replace(result, outcome="retry", delay_ms=0) if moved and result.outcome == "gone" else result
     )

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
+from fluxora.config import WebhookConfig
 from fluxora.protocol.signing import Secret
 from fluxora.storage import admin_log
 from fluxora.storage import webhook_claims as claims
@@ -60,9 +61,15 @@ class WebhookStore:
 
     # -- endpoints -----------------------------------------------------------------------------------------------------
 
-    async def create(self, new: NewEndpoint, secret: Secret, actor: str) -> Endpoint:
-        """Register an endpoint. It gets every event that is recorded above `created_position` and matches."""
-        return await self._write(endpoints.create, new, secret, actor)
+    async def create(
+        self, new: NewEndpoint, secret: Secret, actor: str, *, most: int = WebhookConfig.max_endpoints
+    ) -> Endpoint:
+        """Register an endpoint. It gets every event that is recorded above `created_position` and matches.
+
+        Raises:
+            TooManyEndpoints: there are `most` already, that of the configuration not counted.
+        """
+        return await self._write(endpoints.create, new, secret, actor, most)
 
     async def endpoints(self) -> list[Endpoint]:
         """All of them, in the order of their creation."""
@@ -172,6 +179,10 @@ class WebhookStore:
     async def note(self, actor: str, action: str, subject: str, detail: Mapping[str, object]) -> None:
         """Add what changes nothing here to the admin log. `detail` holds no secret."""
         await self._write(admin_log.add, actor, action, subject, detail)
+
+    async def purge_admin_log(self, age_ms: int, limit: int) -> int:
+        """Delete up to `limit` entries of the admin log that are older than `age_ms`; the number of them."""
+        return await self._write(admin_log.purge, age_ms, limit)
 
     async def admin_log(self, after: int, limit: int) -> list[AdminEntry]:
         """What was done, oldest first, behind the entry `after`."""

@@ -16,7 +16,15 @@ SCHEDULE_S = (5, 30, 120, 600, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_
 
 
 def due(attempts: int = 0) -> Due:
-    return Due(endpoint_id="we_1", url="https://a.test/", event=EVENT, attempts=attempts, secrets=(), ordered=False)
+    return Due(
+        endpoint_id="we_1",
+        endpoint_created_ms=1,
+        url="https://a.test/",
+        event=EVENT,
+        attempts=attempts,
+        secrets=(),
+        ordered=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,6 +40,7 @@ def due(attempts: int = 0) -> Due:
         (Sent(404, None, 1), "retry", 5_000),
         (Sent(503, None, 1, "", 60_000), "retry", 60_000),
         (Sent(429, None, 1, "", 10), "retry", 5_000),
+        (Sent(None, "its body is too long", 0, hopeless=True), "dead", 0),
     ],
 )
 def test_first_attempts(sent: Sent, outcome: str, delay_ms: int) -> None:

@@ -36,10 +36,11 @@ async def test_what_is_recorded_arrives_once_signed_and_under_its_id(world: Hook
         endpoint = await world.endpoint(consumer)
         await world.record(200)
         await world.settled()
-        assert {request.id for request in consumer.requests} == {delivery_id(endpoint.id, n) for n in range(3, 203)}
+        assert {request.position for request in consumer.requests} == set(range(3, 203))
         assert len(consumer.requests) == 200
         for request in consumer.requests:
-            assert request.verified()["position"] == request.id.rpartition("_")[2]
+            event = request.verified()
+            assert request.id == delivery_id(endpoint.id, int(event["position"]), event["eventId"])
         assert await world.statuses() == {"delivered": 200}
         detail = await world.store.webhooks.delivery(consumer.ids[0])
         assert detail is not None
@@ -305,12 +306,15 @@ async def test_the_backlog_is_counted_and_gets_older_while_nobody_can_count(worl
             nursery.cancel_scope.cancel()
 
 
-async def test_finished_deliveries_are_purged_when_they_are_old(world: HookWorld) -> None:
+async def test_finished_deliveries_and_the_admin_log_are_purged_when_they_are_old(world: HookWorld) -> None:
     async with consuming() as consumer, world.dispatching(purge_every_s=0.05):
         await world.endpoint(consumer)
         await world.record(2)
         await world.settled()
+        await world.store.webhooks.note("test", "did", "something", {})
         await world.sql("UPDATE webhook_deliveries SET at_ms = at_ms - 86400000 * 31::bigint WHERE position = 1")
+        await world.sql("UPDATE admin_log SET at_ms = at_ms - 86400000 * 401::bigint WHERE action <> 'did'")
         with trio.fail_after(10):
-            while await world.statuses() != {"delivered": 1}:
+            while await world.statuses() != {"delivered": 1} or len(await world.store.webhooks.admin_log(0, 9)) != 1:
                 await trio.sleep(0.005)
+        assert [entry.action for entry in await world.store.webhooks.admin_log(0, 9)] == ["did"]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec import structs
 from standardwebhooks import Webhook, WebhookVerificationError
 from webhook_consumer import OK, SECRET, Answer, consuming, in_turn
 
@@ -23,7 +24,8 @@ from fluxora.actors.resolver import Resolver
 from fluxora.actors.webhook_sender import Message, Sent, WebhookSender, sign
 from fluxora.config import WebhookConfig
 from fluxora.protocol.messages import LogEvent
-from fluxora.protocol.signing import Secret
+from fluxora.protocol.signing import MAX_BODY_BYTES, Secret
+from fluxora.webhooks import verify
 
 PEM = Path(__file__).parent / "node_test.pem"  # a certificate and key for node.test, made for the tests
 LOOPBACK = WebhookConfig(allowed_networks=(ip_network("127.0.0.0/8"),))
@@ -63,6 +65,25 @@ def names(*answers: Sequence[str]) -> tuple[Resolver, list[str]]:
 
 
 # What is sent
+
+
+async def test_a_body_that_receivers_refuse_by_its_size_is_not_sent() -> None:
+    """Exactly as many bytes as they take arrive; with one more nothing does, and no later attempt could be better."""
+    wrapping = len(message().body) - len(EVENT.payload)
+    async with consuming() as consumer:
+        for size in (MAX_BODY_BYTES, MAX_BODY_BYTES + 1):
+            payload = b'"' + b"x" * (size - wrapping - 2) + b'"'
+            large = sign(
+                "msg_we_1_7", structs.replace(EVENT, payload=payload), [Secret(SECRET)], now_s=int(time.time())
+            )
+            assert len(large.body) == size
+            with sending() as sender, trio.fail_after(20):
+                sent = await sender.send(consumer.url, large)
+            assert (sent.delivered, sent.hopeless) == (size <= MAX_BODY_BYTES, size > MAX_BODY_BYTES)
+        assert sent.error is not None
+        assert "262,145 bytes" in sent.error
+    [request] = consumer.requests
+    assert len(verify(request.body, request.headers, secret=SECRET).body) == MAX_BODY_BYTES
 
 
 async def test_a_delivery_carries_the_event_and_both_families_of_headers() -> None:

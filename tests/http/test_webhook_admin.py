@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -18,7 +19,7 @@ from fluxora.actors.dispatcher import Dispatcher
 from fluxora.actors.webhook_sender import WebhookSender
 from fluxora.config import AccessConfig, WebhookConfig
 from fluxora.http.routes import ROUTES
-from fluxora.protocol.signing import Secret
+from fluxora.protocol.signing import Secret, delivery_id
 from fluxora.storage.store import Store
 from fluxora.storage.webhook_records import Result
 from fluxora.webhooks import verify
@@ -77,7 +78,7 @@ async def desk(start: Callable[..., Awaitable[Server]], store: Store) -> AsyncIt
 
 
 def path_of(pattern: str) -> str:
-    return pattern.replace("{id}", UNKNOWN if "endpoints" in pattern else f"msg_{UNKNOWN}_1")
+    return pattern.replace("{id}", UNKNOWN if "endpoints" in pattern else f"msg_{UNKNOWN}_1_{'0' * 12}")
 
 
 # who may ask
@@ -223,16 +224,33 @@ async def test_what_is_not_there_is_404(desk):
     ):
         for endpoint_id in (UNKNOWN, "default", "we_x", "%00"):
             await desk.ask(method, f"{ENDPOINTS}/{endpoint_id}{tail}", 404, operation_id, json=body)
-    for delivery_id in (f"msg_{UNKNOWN}_1", f"msg_{UNKNOWN}_9223372036854775808", "msg_x", "1"):
-        path = f"/api/admin/webhooks/deliveries/{delivery_id}"
+    for name in (f"msg_{UNKNOWN}_1_{'0' * 12}", f"msg_{UNKNOWN}_9223372036854775808_{'0' * 12}", "msg_x", "1"):
+        path = f"/api/admin/webhooks/deliveries/{name}"
         await desk.ask("GET", path, 404, "getWebhookDelivery")
         await desk.ask("POST", f"{path}/redeliver", 404, "redeliverWebhook")
+
+
+async def test_there_may_be_so_many_and_no_more(start, store):
+    few = replace(LOCAL, max_endpoints=2)
+    server = await start(store=store, access=AccessConfig(api_keys=KEYS.api_keys), webhooks=few)
+    async with server.client() as client:
+        desk = Desk(server, client)
+        first = await desk.create()
+        await desk.create()
+        refused = await desk.ask("POST", ENDPOINTS, 409, "createWebhookEndpoint", json={"url": URL})
+        assert refused["error"] == "CONFLICT"
+        assert "2 webhook endpoints" in refused["message"]
+        assert "FLUXORA_WEBHOOK_MAX_ENDPOINTS" in refused["message"]
+        await desk.ask("DELETE", f"{ENDPOINTS}/{first['id']}", 204, "deleteWebhookEndpoint")
+        await desk.create()
 
 
 async def test_a_deleted_endpoint_is_gone_with_its_deliveries(desk, record):
     made = await desk.create()
     await record(batch(created(0, ledger=10)))
     [delivery] = (await desk.page(made["id"]))["deliveries"]
+    await desk.ask("GET", f"/api/admin/webhooks/deliveries/{delivery['id']}", 200, "getWebhookDelivery")
+    await desk.ask("GET", f"/api/admin/webhooks/deliveries/{delivery['id'][:-12]}{'0' * 12}", 404, "getWebhookDelivery")
     path = f"{ENDPOINTS}/{made['id']}"
     await desk.ask("DELETE", path, 204, "deleteWebhookEndpoint")
     await desk.ask("DELETE", path, 404, "deleteWebhookEndpoint")
@@ -370,7 +388,7 @@ async def test_deliveries_are_listed_newest_first_page_by_page(desk, record):
     assert (page["hasMore"], page["nextBefore"]) == (False, None)
     [*_, first] = page["deliveries"]
     assert first == {
-        "id": f"msg_{made['id']}_1",
+        "id": delivery_id(made["id"], 1, f"1-{created(0, ledger=10).id}"),
         "endpointId": made["id"],
         "position": "1",
         "event": "stream.created",
@@ -487,17 +505,25 @@ async def test_what_an_admin_does_is_logged_with_its_name(desk, store, record):
     made = await desk.create(description="books", url="http://127.0.0.1:1/")
     path = f"{ENDPOINTS}/{made['id']}"
     await record(batch(created(0, ledger=10)))
+    [delivery] = (await desk.page(made["id"]))["deliveries"]
     await desk.ask("PATCH", path, 200, "changeWebhookEndpoint", json={"rateLimit": 7})
     rotated = await desk.ask("POST", f"{path}/rotate", 200, "rotateWebhookSecret", json={"graceSeconds": 5})
-    await desk.ask("POST", f"/api/admin/webhooks/deliveries/msg_{made['id']}_1/redeliver", 202, "redeliverWebhook")
+    await desk.ask("POST", f"/api/admin/webhooks/deliveries/{delivery['id']}/redeliver", 202, "redeliverWebhook")
     await desk.ask("POST", f"{path}/replay", 202, "replayWebhookEvents", json={})
     await desk.ask("POST", f"{path}/test", 200, "testWebhookEndpoint")
     await desk.ask("DELETE", path, 204, "deleteWebhookEndpoint")
+    for whose in ({"streamId": stream(0)}, {"principal": "jwt:bob"}, {"all": True}):
+        await desk.ask("POST", "/api/admin/ws/disconnect", 200, "disconnectWebSockets", json=whose)
     log = await desk.ask("GET", "/api/admin/log", 200, "getAdminLog")
     done = [entry["action"].removeprefix("webhook.") for entry in log["entries"]]
-    assert done == ["created", "updated", "rotated", "redelivered", "replayed", "tested", "deleted"]
+    of_webhooks = ["created", "updated", "rotated", "redelivered", "replayed", "tested", "deleted"]
+    assert done == [*of_webhooks, *["sockets.disconnected"] * 3]
+    changing = [route for route in ROUTES if route.access.scope == "admin" and route.access.kind == "write"]
+    assert len(changing) == len(set(done)), "each route that does something"
     assert {entry["actor"] for entry in log["entries"]} == {"key:root"}
-    assert all(made["id"] in entry["subject"] for entry in log["entries"])
+    assert all(made["id"] in entry["subject"] for entry in log["entries"][:-3])
+    assert [entry["subject"] for entry in log["entries"][-3:]] == [stream(0), "jwt:bob", "all"]
+    assert log["entries"][-1]["detail"] == {"disconnected": "0"}
     assert made["secret"] not in str(log)
     assert rotated["secret"] not in str(log)
     assert not log["hasMore"]

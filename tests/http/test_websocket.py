@@ -450,8 +450,8 @@ async def test_an_answer_that_finds_no_room_ends_it_too(client, server):
 
 
 @pytest.fixture
-async def operated(start, hub):
-    return await start(hub=hub, access=AccessConfig(api_keys=(ADMIN_ENTRY,), jwt_secret=SECRET))
+async def operated(start, store, hub):
+    return await start(store=store, hub=hub, access=AccessConfig(api_keys=(ADMIN_ENTRY,), jwt_secret=SECRET))
 
 
 async def disconnect(server, body, key=ADMIN_KEY):

@@ -32,6 +32,8 @@ from fluxora.protocol.signing import (
 NODE_MODULES = os.environ.get("FLUXORA_NODE_MODULES", "")
 ENTROPY = bytes(range(32))
 BODY = '{"event":"stream.updated","memo":"für später, 流"}'.encode()
+TAG = "5f3a9c0be81d"
+EVENT_IDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60)
 ENDPOINTS = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
 TEXTS = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=MAX_SECRET).filter(
     lambda text: not text.startswith("whsec_")
@@ -67,7 +69,7 @@ def test_openssl_computes_the_same_hex():
 def test_the_python_library_signs_alike(secret, endpoint, position, timestamp, body):
     text = secret.reveal()
     theirs = Webhook(text if text.startswith("whsec_") else text.encode())
-    name = delivery_id(endpoint, position)
+    name = delivery_id(endpoint, position, "1-x")
     body = "".join(each for each in body if not "\ud800" <= each <= "\udfff")
     expected = theirs.sign(name, datetime.fromtimestamp(timestamp, tz=UTC), body)
     assert standard_signature(secret, name, timestamp, body.encode()) == expected
@@ -226,17 +228,28 @@ def test_a_secret_that_somebody_chose_is_taken_as_it_is(text):
 # delivery ids
 
 
-@given(ENDPOINTS, st.integers(0, MAX_POSITION))
-def test_a_delivery_id_tells_endpoint_and_position_and_has_no_dot(endpoint, position):
-    name = delivery_id(endpoint, position)
+@given(ENDPOINTS, st.integers(0, MAX_POSITION), EVENT_IDS)
+def test_a_delivery_id_tells_endpoint_and_position_and_has_no_dot(endpoint, position, event):
+    name = delivery_id(endpoint, position, event)
     assert "." not in name
-    assert name == delivery_id(endpoint, position)
+    assert name == delivery_id(endpoint, position, event)
     assert parse_delivery_id(name) == (endpoint, position)
 
 
-@given(ENDPOINTS, ENDPOINTS, st.integers(0, MAX_POSITION), st.integers(0, MAX_POSITION))
-def test_no_two_deliveries_have_one_id(one, other, first, second):
-    assert (delivery_id(one, first) == delivery_id(other, second)) == ((one, first) == (other, second))
+@given(*[st.tuples(ENDPOINTS, st.integers(0, MAX_POSITION), EVENT_IDS)] * 2)
+def test_no_two_deliveries_have_one_id(one, other):
+    assert (delivery_id(*one) == delivery_id(*other)) == (one == other)
+
+
+@given(ENDPOINTS, st.integers(0, MAX_POSITION), EVENT_IDS, EVENT_IDS)
+def test_another_event_at_the_same_position_has_another_id(endpoint, position, one, other):
+    assert (delivery_id(endpoint, position, one) == delivery_id(endpoint, position, other)) == (one == other)
+
+
+def test_ids_stay_what_they_are():
+    """Receivers keep them: a new version makes the same. `printf '1-0000000042949677056-0000000000' | sha256sum`."""
+    made = delivery_id("we_1", 7, "1-0000000042949677056-0000000000")
+    assert made == "msg_we_1_7_7a8b3a479674"
 
 
 @pytest.mark.parametrize(
@@ -245,29 +258,35 @@ def test_no_two_deliveries_have_one_id(one, other, first, second):
         "",
         "msg",
         "msg_",
-        "msg__1",
-        "msg_a_",
         "msg_a",
-        "msg_a_01",
-        "msg_a_-1",
-        "msg_a_+1",
-        "msg_a_1 ",
-        "msg_a_1\n",
-        " msg_a_1",
-        "msg_a.b_1",
-        "msg_é_1",
-        "msg_a_٣",
-        "MSG_a_1",
-        f"msg_a_{MAX_POSITION + 1}",
-        "msg_a_" + "9" * 5_000,
-        "msg_" + "a" * 65 + "_1",
+        "msg_a_1",
+        "msg_a_1_",
+        f"msg__1_{TAG}",
+        f"msg_a__{TAG}",
+        f"msg_a_{TAG}",
+        f"msg_a_01_{TAG}",
+        f"msg_a_-1_{TAG}",
+        f"msg_a_+1_{TAG}",
+        f"msg_a_1_{TAG} ",
+        f"msg_a_1_{TAG}\n",
+        f" msg_a_1_{TAG}",
+        f"msg_a_1_{TAG}0",
+        f"msg_a_1_{TAG[1:]}",
+        f"msg_a_1_{TAG.upper()}",
+        f"msg_a.b_1_{TAG}",
+        f"msg_é_1_{TAG}",
+        f"msg_a_٣_{TAG}",
+        f"MSG_a_1_{TAG}",
+        f"msg_a_{MAX_POSITION + 1}_{TAG}",
+        f"msg_a_{'9' * 5_000}_{TAG}",
+        f"msg_{'a' * 65}_1_{TAG}",
     ],
 )
 def test_what_is_no_delivery_id_is_none(text):
     assert parse_delivery_id(text) is None
 
 
-@given(st.text(max_size=40))
-def test_any_text_is_an_id_that_would_be_made_again_or_none(text):
+@given(st.one_of(st.text(max_size=60), st.from_regex(r"msg_[a-z_]+_[0-9]+_[0-9a-f]{12}", fullmatch=True)))
+def test_any_text_is_an_id_that_could_be_made_or_none(text):
     parsed = parse_delivery_id(text)
-    assert parsed is None or delivery_id(*parsed) == text
+    assert parsed is None or delivery_id(*parsed, "any")[:-12] == text[:-12]

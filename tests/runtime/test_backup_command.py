@@ -37,6 +37,7 @@ async def test_what_was_registered_before_a_backup_is_there_after_a_restore(bare
     assert "--yes" in unasked.stderr
     restored = await run("restore", "--yes", result["archive"], environ=environ)
     assert restored.returncode == 0, restored.stdout
+    assert json.loads(restored.stdout)["position"] == 1
     async with (
         serve(environ, tmp_path / "again.log") as served,
         httpx.AsyncClient(base_url=await served.ready()) as client,

@@ -175,7 +175,7 @@ class Taken:
         assert set(times) == set(range(1, log.head + 1))
         bodies: dict[str, str] = {}
         for line in taken:
-            assert line["id"] == delivery_id(endpoint_id, line["position"])
+            assert line["id"] == delivery_id(endpoint_id, line["position"], log.event_ids[line["position"] - 1])
             assert bodies.setdefault(line["id"], line["body"]) == line["body"]
         return f"{len(times)} taken, {len(taken) - len(times)} of them again"
 

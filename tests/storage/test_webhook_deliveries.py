@@ -273,7 +273,8 @@ async def test_the_backlog_counts_what_waits_where_it_can_go(
             await check_tables(store.url)
         (tallies,) = await query(store.url, "SELECT count(*) FROM webhook_tallies")
         assert tallies[0] == 2
-        await store.webhooks.redeliver(f"msg_{made.id}_4", "test")
+        found = await store.webhooks.deliveries(DeliveryQuery(endpoint_id=made.id))
+        await store.webhooks.redeliver(next(each.id for each in found if each.position == 4), "test")
         found = await store.webhooks.backlog()
         assert (found.pending, found.dead_lettered) == (3, 1)
 

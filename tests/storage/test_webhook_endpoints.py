@@ -11,6 +11,7 @@ from hooked import LIFE_MS, SECRET, URL, check_tables, create, endpoint, opened,
 from scripted import ACCOUNTS, execute, query
 
 from fluxora.config import StorageConfig
+from fluxora.errors import TooManyEndpoints
 from fluxora.protocol.signing import Secret
 from fluxora.storage import webhooks
 from fluxora.storage.store import Store, open_store
@@ -156,6 +157,44 @@ async def test_replicas_that_start_together_register_it_once(storage_config: Sto
                 nursery.start_soon(store.webhooks.ensure_default, URL, SECRET)
         assert [each.id for each in await store.webhooks.endpoints()] == ["default"]
         assert len(await store.webhooks.admin_log(0, 9)) == 1
+
+
+async def test_there_are_never_more_than_may_be_however_many_ask(storage_config: StorageConfig) -> None:
+    """That of the configuration does not count, nor does one that was deleted."""
+    async with opened(storage_config) as (store, _), open_store(storage_config, decimals={}) as other:
+        await store.webhooks.ensure_default(URL, SECRET)
+        made: list[str] = []
+        refused: list[str] = []
+
+        async def make(where: Store) -> None:
+            try:
+                made.append((await where.webhooks.create(FULL, SECRET, "test", most=3)).id)
+            except TooManyEndpoints as error:
+                refused.append(str(error))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(12):
+                nursery.start_soon(make, (store, other)[number % 2])
+        assert (len(made), len(refused)) == (3, 9)
+        assert len(await store.webhooks.endpoints()) == 4
+        assert await query(store.url, "SELECT FROM admin_log WHERE action = 'webhook.created' AND actor = 'test'") == [
+            ()
+        ] * len(made)
+        await store.webhooks.delete(made[0], "test")
+        await make(store)
+        await make(store)
+        assert (len(made), len(refused)) == (4, 10)
+        assert "3 webhook endpoints" in refused[-1]
+
+
+async def test_old_entries_of_the_admin_log_are_purged_the_oldest_first(storage_config: StorageConfig) -> None:
+    async with opened(storage_config) as (store, _):
+        for number in range(7):
+            await store.webhooks.note("test", "did", str(number), {})
+        await execute(store.url, [f"UPDATE admin_log SET at_ms = at_ms - {LIFE_MS * 2} WHERE subject < '5'"])
+        assert await store.webhooks.purge_admin_log(LIFE_MS * 3, 100) == 0
+        assert [await store.webhooks.purge_admin_log(LIFE_MS, 2) for _ in range(4)] == [2, 2, 1, 0]
+        assert [entry.subject for entry in await store.webhooks.admin_log(0, 9)] == ["5", "6"]
 
 
 async def test_the_admin_log_says_who_did_what(storage_config: StorageConfig) -> None:
