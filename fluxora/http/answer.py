@@ -263,11 +263,11 @@ class Answer:
     def _told(self, status: int) -> str:
         """End the span, with the status of the answer; the trace's id."""
         span = self._traced()
-        span.note({"fluxora.request_id": self.request_id})
         if status == _CLIENT_CLOSED:
+            span.note({"fluxora.request_id": self.request_id})
             span.fail("client_left")
         else:
-            span.note({"http.response.status_code": status})
+            span.note({"fluxora.request_id": self.request_id, "http.response.status_code": status})
             if status >= 500:
                 span.fail(str(status))
         span.end()
