@@ -36,7 +36,7 @@ vendor-docs: $(STAMP)  ## fetch the pinned viewer of /docs again (needs npm)
 
 lock: $(STAMP)         ## write the image's locked dependencies anew
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --extra s3 --universal --generate-hashes --python-version 3.11 --upgrade --quiet --no-header --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra s3 --extra otel --universal --generate-hashes --python-version 3.11 --upgrade --quiet --no-header --output-file requirements.lock
 	echo 'hatchling>=1.27' | $(BIN)/uv pip compile - --universal --generate-hashes --python-version 3.11 --upgrade --quiet --no-header --output-file requirements-build.lock
 
 image-check: $(STAMP)  ## build the container image without an engine, and run what is in it (root, buildah, debootstrap)

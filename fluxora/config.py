@@ -221,6 +221,7 @@ class Config:
     webhooks: WebhookConfig = WebhookConfig()
     backups: BackupConfig = BackupConfig()
     log_level: str = "info"
+    tracing: bool = False
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot work, with the words of the variables that set them."""

@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from fluxora import __version__, logs
+from fluxora import __version__, logs, tracing
 from fluxora.actors.backups import Backups
 from fluxora.actors.dispatcher import Dispatcher
 from fluxora.actors.feed import Feed
@@ -31,6 +31,7 @@ from fluxora.actors.status import HealthReport, WebhookStatus
 from fluxora.actors.stream_cache import StreamCache
 from fluxora.actors.supervisor import ChildSpec, Group, Supervisor
 from fluxora.actors.webhook_sender import WebhookSender
+from fluxora.collector import open_tracing
 from fluxora.config import Config
 from fluxora.errors import ConfigError, FluxoraError
 from fluxora.http.app import Application, create_app
@@ -215,6 +216,7 @@ async def open_runtime(config: Config) -> AsyncIterator[Runtime]:
     """
     logs.configure_unless_done(config.log_level)
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(open_tracing(on=config.tracing, version=__version__))
         feed: Feed | None = None
         runtime: Runtime | None = None
 
@@ -241,7 +243,8 @@ async def open_runtime(config: Config) -> AsyncIterator[Runtime]:
         try:
             async with trio.open_nursery() as nursery:
                 supervisor = runtime._supervisor = runtime._build(source, entries)  # noqa: SLF001 (its own module)
-                await nursery.start(_supervise, supervisor, nursery.cancel_scope)
+                with tracing.apart():
+                    await nursery.start(_supervise, supervisor, nursery.cancel_scope)
                 _log.info(
                     "runtime.started",
                     url=runtime.url if config.http.listen else None,

@@ -140,6 +140,10 @@ def _required(name: str, text: str) -> bool:
     return _one_of("open", "required")(name, text) == "required"
 
 
+def _on(name: str, text: str) -> bool:
+    return _one_of("on", "off")(name, text) == "on"
+
+
 def _api_keys(name: str, text: str) -> tuple[ApiKey, ...]:
     keys = []
     for number, part in enumerate(text.replace(",", " ").split(), start=1):
@@ -354,6 +358,12 @@ VARIABLES: tuple[Variable, ...] = (
         "age of the newest one at which the next is made",
     ),
     Variable("FLUXORA_BACKUP_KEEP", "backups.keep", _integer(1, 10_000), "archives that stay there, the newest"),
+    Variable(
+        "FLUXORA_TRACING",
+        "tracing",
+        _on,
+        "on: traces go to an OpenTelemetry collector, which the variables OTEL_* name; off: none",
+    ),
 )
 
 # Those of `fluxora tail`; a server has no use for them, and takes no offence.

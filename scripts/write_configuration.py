@@ -34,6 +34,8 @@ def _default(variable: Variable) -> str:
         value = getattr(value, name, None)
     if variable.name == "FLUXORA_AUTH":
         return "`open`"
+    if variable.name == "FLUXORA_TRACING":
+        return "`off`"
     if value is None or value == () or variable.name == "FLUXORA_SOURCE":
         return ""
     if isinstance(value, bool):

@@ -115,7 +115,7 @@ def test_every_alert_says_what_to_do() -> None:
 
 
 def test_compose_tells_the_app_only_what_it_knows() -> None:
-    told = set(compose()["services"]["app"]["environment"])
+    told = {name for name in compose()["services"]["app"]["environment"] if not name.startswith("OTEL_")}
     assert told <= {variable.name for variable in VARIABLES}
 
 
@@ -132,7 +132,8 @@ def test_the_app_runs_hardened_behind_the_proxy() -> None:
 
 def test_everything_that_is_depended_on_is_locked_with_its_hash() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["s3"]]
+    extras = project["project"]["optional-dependencies"]
+    wanted = [*project["project"]["dependencies"], *extras["s3"], *extras["otel"]]
     for file, names in {
         "requirements.lock": [re.split(r"[<>=;\[ ]", line)[0].lower() for line in wanted],
         "requirements-build.lock": [re.split(r"[<>=]", line)[0] for line in project["build-system"]["requires"]],

@@ -12,10 +12,12 @@ import fluxora
 ROOT = Path(fluxora.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
-# room -> the rooms of ours that it may import; errors and logs are open to all
+# room -> the rooms of ours that it may import; errors, logs and tracing are open to all
 ROOMS = {
     "errors": set(),
     "logs": set(),
+    "tracing": set(),
+    "collector": set(),
     "protocol": {"protocol"},
     "variables": {"protocol"},
     "config": {"variables", "protocol"},
@@ -23,7 +25,7 @@ ROOMS = {
     "localnet": {"localnet", "protocol", "config"},
     "actors": {"actors", "storage", "protocol", "config", "localnet"},
     "http": {"http", "actors", "storage", "protocol", "config"},
-    "runtime": {"http", "actors", "storage", "protocol", "config"},
+    "runtime": {"collector", "http", "actors", "storage", "protocol", "config"},
     "replay": {"runtime", "http", "actors", "config"},
     "client": {"client", "variables", "protocol"},
     "backup_commands": {"storage", "config"},
@@ -53,6 +55,7 @@ FRAMEWORKS = {
     "hypercorn": {"http"},
     "stellar_sdk": {"localnet"},
     "trio_websocket": {"client"},
+    "opentelemetry": {"tracing", "collector"},
 }
 PURE = {"protocol", "variables", "config", "errors"}
 IMPURE = {"trio", "socket", "time", "random", "os", "threading", "subprocess"}
@@ -84,7 +87,7 @@ def test_imports_follow_the_arrows(path: Path) -> None:
         top, *rest = name.split(".")
         if top == "fluxora" and rest and not rest[0].startswith("__"):
             target = rest[0]
-            assert target in ROOMS[here] | {"errors", "logs"}, f"{here} must not import {name}"
+            assert target in ROOMS[here] | {"errors", "logs", "tracing"}, f"{here} must not import {name}"
         assert here in FRAMEWORKS.get(top, {here}), f"{here} must not import {name}"
         if here in PURE:
             assert top not in IMPURE, f"{here} is pure and must not import {name}"

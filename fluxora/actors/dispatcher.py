@@ -28,11 +28,11 @@ from uuid import uuid4
 
 import trio
 
-from fluxora import logs
+from fluxora import logs, tracing
 from fluxora.actors.breaker import Breakers
 from fluxora.actors.deliveries import DispatcherStatus, Tally, result_of
 from fluxora.actors.retention import PURGE_EVERY_S, purge_now_and_then
-from fluxora.actors.webhook_sender import Sent, WebhookSender, sign
+from fluxora.actors.webhook_sender import TEST_EVENT, Sent, WebhookSender, sign
 from fluxora.config import WebhookConfig
 from fluxora.errors import StorageUnavailable
 from fluxora.storage.store import Store
@@ -180,7 +180,8 @@ class Dispatcher:
         target = await self._store.target(endpoint_id)
         if target is None:
             return None
-        sent = await self._sender.test(target)
+        with tracing.attempt(endpoint_id, TEST_EVENT) as span:
+            sent = await self._sender.test(target, span)
         if sent.delivered:
             self._breakers.succeeded(endpoint_id)
             self.ring()
@@ -362,10 +363,14 @@ class Dispatcher:
     # -- attempts --------------------------------------------------------------------------------------------------
 
     async def _attempt(self, shift: _Shift, number: int, due: Due) -> None:
+        with tracing.attempt(due.endpoint_id, due.event.event, due.event.position, made=due.attempts) as span:
+            await self._make_attempt(shift, number, due, span)
+
+    async def _make_attempt(self, shift: _Shift, number: int, due: Due, span: tracing.Span) -> None:
         began = trio.current_time()
         try:
             message = sign(due.id, due.event, due.secrets, now_s=int(time.time()))
-            sent = await self._sender.send(due.url, message)
+            sent = await self._sender.send(due.url, message, span)
         except Exception as error:  # noqa: BLE001 (one delivery that cannot be made must not keep all others)
             self._log.exception("dispatcher.attempt_crashed", delivery=due.id)
             latency_ms = round((trio.current_time() - began) * 1000)

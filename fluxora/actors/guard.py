@@ -81,7 +81,7 @@ class Guard:
             return parcel
         if self._probe is None:
             return self._undo_and_apply(parcel, conflict)
-        return Parcel(await self._undo(conflict, batch, self._probe))
+        return replace(parcel, batch=await self._undo(conflict, batch, self._probe), receipt=None, duplicates=())
 
     def _undo_and_apply(self, parcel: Parcel, conflict: Conflict) -> Parcel:
         self._announce(conflict, conflict.sequence - 1)

@@ -16,7 +16,7 @@ from contextlib import aclosing
 import msgspec
 import trio
 
-from fluxora import logs
+from fluxora import logs, tracing
 from fluxora.actors.parcel import Parcel, Rewind
 from fluxora.actors.progress import Progress
 from fluxora.actors.sources import Source, Tip
@@ -65,7 +65,8 @@ class Ingester:
             task_status.started()
             while True:
                 try:
-                    idle = await self._round()
+                    with tracing.span("ingester.round"):
+                        idle = await self._round()
                 except (HistoryLost, ChainDiverged) as error:
                     self._halt(error)
                     await self._pause()

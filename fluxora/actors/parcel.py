@@ -8,6 +8,7 @@ import trio
 
 from fluxora.protocol.chain import LedgerBatch
 from fluxora.storage.store import BatchOutcome
+from fluxora.tracing import Mark, here
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,15 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A batch on its way; `duplicates` are the ids that the deduplicator took out."""
+    """A batch on its way; `duplicates` are the ids that the deduplicator took out.
+
+    `cause` is where in a trace it set out.
+    """
 
     batch: LedgerBatch
     receipt: Receipt | None = None
     duplicates: tuple[str, ...] = ()
+    cause: Mark | None = field(default_factory=here)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import trio
 
-from fluxora import logs
+from fluxora import logs, tracing
 from fluxora.actors.parcel import Parcel, Recorded
 from fluxora.actors.progress import Progress
 from fluxora.errors import Resync, StorageError, StorageUnavailable
@@ -71,7 +71,7 @@ class Recorder:
 
     async def _record(self, parcels: Sequence[Parcel]) -> None:
         try:
-            appended = await self._store.append([parcel.batch for parcel in parcels], lease=self._lease)
+            appended = await self._appended(parcels)
         except StorageError as error:
             for parcel in parcels:
                 if parcel.receipt is not None:
@@ -85,6 +85,15 @@ class Recorder:
             if parcel.receipt is not None:
                 parcel.receipt.resolve(Recorded(outcome, appended.position))
         self._note(parcels, appended)
+
+    async def _appended(self, parcels: Sequence[Parcel]) -> Appended:
+        events = sum(len(parcel.batch.events) for parcel in parcels)
+        told = {"fluxora.parcels": len(parcels), "fluxora.events": events}
+        with tracing.caused("recorder.record", [parcel.cause for parcel in parcels], told) as span:
+            appended = await self._store.append([parcel.batch for parcel in parcels], lease=self._lease)
+            if appended.events:
+                tracing.appended(appended.events[0].position, appended.position, span)
+            return appended
 
     def _note(self, parcels: Sequence[Parcel], appended: Appended) -> None:
         progress = self._progress

@@ -20,12 +20,12 @@ from uuid import UUID
 
 import trio
 
-from fluxora import logs
+from fluxora import logs, tracing
 from fluxora.errors import Conflict, StorageUnavailable, Unavailable
 from fluxora.protocol.lifecycle import NewStream
 from fluxora.protocol.messages import StreamRecord
 from fluxora.protocol.streams import StreamStatus
-from fluxora.storage.records import StatusName
+from fluxora.storage.records import Committed, StatusName
 from fluxora.storage.store import Appended, Change, Command, Create, IdempotencyKey, Outcome, Registered, Store
 
 GROUP = 256
@@ -36,12 +36,13 @@ _PURGED_AT_ONCE = 1_000
 
 
 class _Errand:
-    """A command, and one answer for whoever gave it."""
+    """A command, and one answer for whoever gave it; `cause` is where in a trace that was."""
 
-    __slots__ = ("_result", "_settled", "command")
+    __slots__ = ("_result", "_settled", "cause", "command")
 
     def __init__(self, command: Command) -> None:
         self.command = command
+        self.cause = tracing.here()
         self._settled = trio.Event()
         self._result: Outcome | Exception | None = None
 
@@ -196,7 +197,7 @@ class Registrar:
         while parts:
             part = parts.popleft()
             try:
-                committed = await self._store.register([errand.command for errand in part])
+                committed = await self._registered(part)
             except StorageUnavailable as error:
                 self._refuse([*part, *chain(*parts)], error)
                 return
@@ -211,6 +212,14 @@ class Registrar:
                 self._publish(committed.appended)
                 for errand, outcome in zip(part, committed.outcomes, strict=True):
                     self._settle(errand, outcome)
+
+    async def _registered(self, errands: Sequence[_Errand]) -> Committed:
+        causes = [errand.cause for errand in errands]
+        with tracing.caused("registrar.commit", causes, {"fluxora.commands": len(errands)}) as span:
+            committed = await self._store.register([errand.command for errand in errands])
+            if events := committed.appended.events:
+                tracing.appended(events[0].position, events[-1].position, span)
+            return committed
 
     def _refuse(self, errands: Sequence[_Errand], error: StorageUnavailable) -> None:
         self._log.warning("registrar.database_lost", commands=len(errands), error=str(error))

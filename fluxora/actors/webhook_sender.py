@@ -19,7 +19,7 @@ from uuid import uuid4
 import msgspec
 import trio
 
-from fluxora import __version__
+from fluxora import __version__, tracing
 from fluxora.actors.http_client import Deadlines, Exchange, ExchangeFailed, Fault, HttpClient, HttpReply, Target
 from fluxora.actors.resolver import Address, NameUnresolved, Resolver
 from fluxora.config import WebhookConfig
@@ -111,27 +111,41 @@ class WebhookSender:
         """Close the connections that are kept; the sender stays usable."""
         self._client.close()
 
-    async def test(self, target: DeliveryTarget) -> Sent:
+    async def test(self, target: DeliveryTarget, span: tracing.Span = tracing.NOTHING) -> Sent:
         """Send an event of the name `webhook.test` that stands for nothing, signed like any other."""
-        return await self.send(target.url, _trial(target.secrets))
+        return await self.send(target.url, _trial(target.secrets), span)
 
-    async def send(self, url: str, message: Message) -> Sent:
-        """Make one attempt. Whatever goes wrong is told, not raised."""
+    async def send(self, url: str, message: Message, span: tracing.Span = tracing.NOTHING) -> Sent:
+        """Make one attempt. Whatever goes wrong is told, not raised.
+
+        `span` is told what became of it, and the consumer is told of `span`, so that it can go on with the trace.
+        """
         size = len(message.body)
         if size > signing.MAX_BODY_BYTES:
+            span.fail("body_too_large")
             told = f"its body has {size:,} bytes, more than the {signing.MAX_BODY_BYTES:,} that receivers take"
             return Sent(None, f"{told}; the event can be read by REST", 0, hopeless=True)
+        if span.traceparent:
+            message = msgspec.structs.replace(message, headers=(*message.headers, ("traceparent", span.traceparent)))
         attempt = _Attempt(self._client, self._resolver, message)
         began = trio.current_time()
         reply: HttpReply | None = None
         error: str | None = None
         with trio.move_on_after(self._attempt_s) as scope:
             try:
-                reply = await attempt.run(check_url(url, self._allowed), self._allowed)
+                checked = check_url(url, self._allowed)
+                span.note({"server.address": checked.host, "server.port": checked.port})
+                reply = await attempt.run(checked, self._allowed)
             except (TargetRefused, NameUnresolved, ExchangeFailed) as failure:
                 error = str(failure)
+                span.fail(tracing.kind_of(failure))
         if scope.cancelled_caught:
             error = f"no complete answer within {self._attempt_s:g} s"
+            span.fail("timeout")
+        if attempt.status is not None:
+            span.note({"http.response.status_code": attempt.status})
+            if error is None and not 200 <= attempt.status < 300:
+                span.fail(str(attempt.status))
         latency_ms = round((trio.current_time() - began) * 1000)
         if reply is None:
             return Sent(attempt.status, _shown(error or ""), latency_ms)

@@ -37,6 +37,10 @@ class _Line(msgspec.Struct, frozen=True, gc=False):
     level: str = "info"
 
 
+class _TracedLine(_Line, frozen=True, gc=False, kw_only=True):
+    trace_id: str
+
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -61,8 +65,13 @@ class AccessLog(trio.abc.Instrument):
                 trio.lowlevel.remove_instrument(self)
             self.flush()
 
-    def served(self, method: str, route: str, status: int, seconds: float, request_id: str) -> None:
-        """Note a request: its method, its route's pattern, the status of its answer and how long that took."""
+    def served(
+        self, method: str, route: str, status: int, seconds: float, request_id: str, *, trace_id: str = ""
+    ) -> None:
+        """Note a request: its method, its route's pattern, the status of its answer and how long that took.
+
+        `trace_id` is that of its trace, "" where there is none.
+        """
         duration_ms = round(seconds * 1000, 3)
         if not logs.are_plain_json():
             _log.info(
@@ -72,9 +81,11 @@ class AccessLog(trio.abc.Instrument):
                 status=status,
                 duration_ms=duration_ms,
                 request_id=request_id,
+                **({"trace_id": trace_id} if trace_id else {}),
             )
         elif logs.takes_info():
-            self._lines.append(_encode(_Line(method, route, status, duration_ms, request_id, _now())))
+            told = (method, route, status, duration_ms, request_id, _now())
+            self._lines.append(_encode(_TracedLine(*told, trace_id=trace_id) if trace_id else _Line(*told)))
             if len(self._lines) >= MOST_LINES:
                 self.flush()
 

@@ -14,7 +14,7 @@ import msgspec
 import trio
 from structlog.contextvars import bind_contextvars
 
-from fluxora import logs
+from fluxora import logs, tracing
 from fluxora.errors import (
     BadRequest,
     NotAcceptable,
@@ -43,7 +43,7 @@ _log = logs.get("http")
 class Answer:
     """One request on its way to its reply. Raises nothing but cancellation: every failure becomes a reply."""
 
-    __slots__ = ("_backend", "_client", "_grant", "_head", "_match", "_pending", "_started", "request_id")
+    __slots__ = ("_backend", "_client", "_grant", "_head", "_match", "_pending", "_span", "_started", "request_id")
 
     def __init__(self, backend: Backend, head: RequestHead, peer: str) -> None:
         self._backend = backend
@@ -51,6 +51,7 @@ class Answer:
         self._match: Match | None = None
         self._pending: Pending | None = None
         self._grant: Grant | None = None
+        self._span: tracing.Span | None = None
         self._started = time.perf_counter()
         self._client = peer
         if backend.config.trusted_proxies:
@@ -106,17 +107,18 @@ class Answer:
         assert self._match is not None
         bind_contextvars(request_id=self.request_id)  # of this task, until its next request
         reply: Reply | None = None
-        try:
+        with self._traced():
             try:
-                reply = await self._served(self._match, read_body)
-            except ClientLeft:
-                raise
-            except Exception as error:  # noqa: BLE001 (as above)
-                reply = self._failed(error)
-        finally:  # a client that left cancels the handler; its request is logged all the same
-            if reply is None:
-                self._note(_CLIENT_CLOSED)
-        return self._finished(reply)
+                try:
+                    reply = await self._served(self._match, read_body)
+                except ClientLeft:
+                    raise
+                except Exception as error:  # noqa: BLE001 (as above)
+                    reply = self._failed(error)
+            finally:  # a client that left cancels the handler; its request is logged all the same
+                if reply is None:
+                    self._note(_CLIENT_CLOSED)
+            return self._finished(reply)
 
     async def _served(self, match: Match, read_body: Callable[[], Awaitable[bytes]]) -> Reply:
         timeout_s = self._backend.config.request_timeout_s
@@ -214,7 +216,11 @@ class Answer:
     def _failed(self, error: Exception) -> Reply:
         if not is_expected(error):
             _log.exception(
-                "http.request_failed", method=self._head.method, route=self._pattern, request_id=self.request_id
+                "http.request_failed",
+                method=self._head.method,
+                route=self._pattern,
+                request_id=self.request_id,
+                **({"trace_id": trace_id} if (trace_id := self._traced().trace_id) else {}),
             )
         return error_reply(error, self.request_id)
 
@@ -224,6 +230,8 @@ class Answer:
         added = () if self._grant is None else self._grant.headers
         if self._backend.config.cors_origins and reply.status != 204:  # a preflight has said it all
             added = (*added, *self._backend.cors.headers(joined(self._head.headers, "origin")))
+        if reply.chunks is not None and self._span is not None and self._span.mark is not None:
+            reply = msgspec.structs.replace(reply, chunks=tracing.carried(reply.chunks, self._span))
         if not added:
             return reply
         return msgspec.structs.replace(reply, headers=(*reply.headers, *added))
@@ -232,7 +240,38 @@ class Answer:
         seconds = time.perf_counter() - self._started
         method, pattern = self._head.method, self._pattern
         self._backend.metrics.served(method, pattern, status, seconds)
-        self._backend.access_log.served(method, pattern, status, seconds, self.request_id)
+        trace_id = "" if tracing.tracer is None else self._told(status)
+        self._backend.access_log.served(method, pattern, status, seconds, self.request_id, trace_id=trace_id)
+
+    def _traced(self) -> tracing.Span:
+        """The request's span, as of when it came."""
+        if self._span is None:
+            tracer, head = tracing.tracer, self._head
+            self._span = (
+                tracing.NOTHING
+                if tracer is None
+                else tracer.request(
+                    head.method,
+                    None if self._match is None else self._match.route.pattern,
+                    head.raw_path,
+                    head.headers,
+                    age_s=time.perf_counter() - self._started,
+                )
+            )
+        return self._span
+
+    def _told(self, status: int) -> str:
+        """End the span, with the status of the answer; the trace's id."""
+        span = self._traced()
+        if status == _CLIENT_CLOSED:
+            span.note({"fluxora.request_id": self.request_id})
+            span.fail("client_left")
+        else:
+            span.note({"fluxora.request_id": self.request_id, "http.response.status_code": status})
+            if status >= 500:
+                span.fail(str(status))
+        span.end()
+        return span.trace_id
 
     @property
     def _pattern(self) -> str:

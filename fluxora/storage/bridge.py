@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar, TypeVarTuple
 
 import trio
 
-from fluxora import logs
+from fluxora import logs, tracing
 from fluxora.errors import StorageError, StorageUnavailable
 
 try:
@@ -71,16 +71,28 @@ class Bridge:
         self._dead: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name="fluxora-storage", daemon=True)
 
-    async def run(self, work: Callable[[*Ts], Awaitable[T]], *args: *Ts, deadline_s: float | None = None) -> T:
-        """Await `work(*args)` on the loop's thread.
+    async def run(
+        self,
+        work: Callable[[*Ts], Awaitable[T]],
+        *args: *Ts,
+        deadline_s: float | None = None,
+        operation: str | None = None,
+        heartbeat: bool = False,
+    ) -> T:
+        """Await `work(*args)` on the loop's thread, in the caller's context.
 
         `deadline_s` bounds the whole call, the end of the cancelled coroutine included. None means that the work
-        bounds itself or is meant to last (a listener).
+        bounds itself or is meant to last (a listener). `operation` is what it is called in traces, None for nothing;
+        a `heartbeat` begins none.
 
         Raises:
             StorageUnavailable: the deadline passed.
             StorageError: the thread is gone.
         """
+        with tracing.database(operation, begins=not heartbeat):
+            return await self._run(work, *args, deadline_s=deadline_s)
+
+    async def _run(self, work: Callable[[*Ts], Awaitable[T]], *args: *Ts, deadline_s: float | None) -> T:
         call: _Call[T] = _Call()
         self._submit(call, work, args)
         grace_s = GRACE_S if deadline_s is None else min(GRACE_S, deadline_s / 5)

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import lru_cache
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -22,7 +23,7 @@ from fluxora.protocol.messages import LogEvent, StreamRecord
 from fluxora.storage import lease as leases
 from fluxora.storage import migrate as migrations
 from fluxora.storage import portfolio as portfolios
-from fluxora.storage import reads, register
+from fluxora.storage import reads, register, webhook_tallies, webhook_workers
 from fluxora.storage.append import Append
 from fluxora.storage.bridge import Bridge, open_bridge
 from fluxora.storage.doorbell import listen
@@ -76,6 +77,8 @@ __all__ = [
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_HEARTBEATS = frozenset((reads.ping, reads.head, reads.entry_wants, webhook_workers.renew, webhook_tallies.backlog))
+"""Asked every few seconds for nobody in particular."""
 CACHED_STREAMS = 20_000  # about 1.5 KB each
 REWIND_LIMIT_S = 600.0  # a rollback or a new epoch may touch every stream
 
@@ -125,7 +128,7 @@ class Store:
         """
         rewinds = any(batch.new_epoch or batch.rollback_to is not None for batch in batches)
         limit_s = REWIND_LIMIT_S if rewinds else self._config.write_deadline_s
-        return await self._bridge.run(self._append, batches, lease, deadline_s=limit_s)
+        return await self._bridge.run(self._append, batches, lease, deadline_s=limit_s, operation="append")
 
     async def _append(self, batches: Sequence[LedgerBatch], lease: int) -> Appended:
         if self._appending is None:
@@ -193,7 +196,9 @@ class Store:
 
         Answers or fails within `portfolio.DEADLINE_S`.
         """
-        return await self._bridge.run(self._portfolio, address, as_of, deadline_s=portfolios.DEADLINE_S)
+        return await self._bridge.run(
+            self._portfolio, address, as_of, deadline_s=portfolios.DEADLINE_S, operation=_name(portfolios.portfolio)
+        )
 
     async def _portfolio(self, address: str, as_of: int) -> Portfolio | None:
         if self._adding_up is None:
@@ -218,13 +223,29 @@ class Store:
     async def migrate(self) -> list[int]:
         """Bring the schema up to this program; the versions applied now. See fluxora.storage.migrate."""
         # No deadline: an index on millions of rows takes what it takes, and nothing else runs before it is done.
-        return await self._bridge.run(migrations.apply, self._url, self._config, migrations.migrations())
+        return await self._bridge.run(
+            migrations.apply, self._url, self._config, migrations.migrations(), operation="migrate"
+        )
 
     async def _read(self, unit: Callable[[Connection, *Ts], Awaitable[T]], *args: *Ts) -> T:
-        return await self._bridge.run(lambda: self._pool.work(unit, *args), deadline_s=self._config.read_deadline_s)
+        return await self._work(unit, args, self._config.read_deadline_s)
 
     async def _write(self, unit: Callable[[Connection, *Ts], Awaitable[T]], *args: *Ts) -> T:
-        return await self._bridge.run(lambda: self._pool.work(unit, *args), deadline_s=self._config.write_deadline_s)
+        return await self._work(unit, args, self._config.write_deadline_s)
+
+    async def _work(self, unit: Callable[[Connection, *Ts], Awaitable[T]], args: tuple[*Ts], deadline_s: float) -> T:
+        return await self._bridge.run(
+            lambda: self._pool.work(unit, *args),
+            deadline_s=deadline_s,
+            operation=_name(unit),
+            heartbeat=unit in _HEARTBEATS,
+        )
+
+
+@lru_cache
+def _name(unit: Callable[..., object]) -> str:
+    """What a unit of work is called in traces: by it the function is found."""
+    return f"{unit.__module__.rpartition('.')[2]}.{unit.__name__}"
 
 
 @asynccontextmanager

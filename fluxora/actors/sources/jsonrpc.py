@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from fluxora import tracing
 from fluxora.actors.http_client import Exchange, ExchangeFailed, HttpClient, HttpReply, Target
 from fluxora.actors.sources.failures import BY_FAULT, Failure, OutOfRange, as_range, parse_range, parse_retry_after
 from fluxora.errors import ConfigError, SourceUnavailable
@@ -52,15 +53,21 @@ _error_body = msgspec.json.Decoder(RpcErrorBody, strict=False)
 
 
 class Call(Generic[Result]):
-    """A request on its way to one endpoint. Await `result` once, or `abort`."""
+    """A request on its way to one endpoint. Await `result` once, or `abort`. `span` ends with it."""
 
     def __init__(
-        self, exchange: Exchange, decoder: msgspec.json.Decoder[Envelope[Result]], request_id: int, method: str
+        self,
+        exchange: Exchange,
+        decoder: msgspec.json.Decoder[Envelope[Result]],
+        request_id: int,
+        method: str,
+        span: tracing.Span = tracing.NOTHING,
     ) -> None:
         self._exchange = exchange
         self._decoder = decoder
         self._request_id = request_id
         self._method = method
+        self._span = span
         self.reply_bytes = 0
 
     async def result(self) -> Result:
@@ -70,10 +77,15 @@ class Call(Generic[Result]):
             SourceUnavailable: with the class of the failure.
             OutOfRange: the node does not have the ledger asked for.
         """
+        with self._span:
+            return await self._checked()
+
+    async def _checked(self) -> Result:
         try:
             reply = await self._exchange.reply()
         except ExchangeFailed as error:
             raise SourceUnavailable(BY_FAULT[error.fault], f"{self._method}: {error}") from error
+        self._span.note({"http.response.status_code": reply.status})
         self.reply_bytes = len(reply.body)
         if reply.status != 200:
             raise _http_failure(self._method, reply)
@@ -93,6 +105,7 @@ class Call(Generic[Result]):
     def abort(self) -> None:
         """Give the answer up."""
         self._exchange.abort()
+        self._span.end()
 
 
 class Endpoint:
@@ -106,6 +119,12 @@ class Endpoint:
         self._client = client
         self._last_id = 0
         self.name = self._target.authority  # neither path nor query: they hold keys
+        self._told: tracing.Attributes = {
+            "rpc.system.name": "jsonrpc",
+            "http.request.method": "POST",
+            "server.address": self._target.host,
+            "server.port": self._target.port,
+        }
         self.ready_at = 0.0  # not to be asked before
         self.avoid_until = 0.0  # others are preferred before
         self.failures_in_a_row = 0
@@ -125,13 +144,19 @@ class Endpoint:
         request: dict[str, Any] = {"jsonrpc": "2.0", "id": request_id, "method": method}
         if params is not None:
             request["params"] = params
+        span = tracing.span(method, kind="client", attributes={"rpc.method": method, **self._told})
         try:
-            exchange = await self._client.begin(
-                "POST", self._target, headers=_JSON_HEADERS, body=_encoder.encode(request)
-            )
+            exchange = await self._sent(method, request)
+        except BaseException as error:
+            span.end(error)
+            raise
+        return Call(exchange, decoder, request_id, method, span)
+
+    async def _sent(self, method: str, request: dict[str, Any]) -> Exchange:
+        try:
+            return await self._client.begin("POST", self._target, headers=_JSON_HEADERS, body=_encoder.encode(request))
         except ExchangeFailed as error:
             raise SourceUnavailable(BY_FAULT[error.fault], f"{method}: {error}") from error
-        return Call(exchange, decoder, request_id, method)
 
     async def call(
         self, method: str, params: dict[str, Any] | None, decoder: msgspec.json.Decoder[Envelope[Result]]
