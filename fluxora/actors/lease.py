@@ -13,9 +13,9 @@ import trio
 from fluxora import logs
 from fluxora.actors.progress import Progress
 from fluxora.errors import LeaseLost, StorageUnavailable
-from fluxora.storage.store import Store
+from fluxora.storage.store import Lease, Store
 
-_RETRY_S = 1.0
+_RETRY_S = 0.5  # where the database is away
 
 
 class LeaseKeeper:
@@ -45,19 +45,7 @@ class LeaseKeeper:
             await self._hold()
 
     async def _hold(self) -> None:
-        waiting = False
-        while True:
-            try:
-                lease = await self._store.try_lease()
-            except StorageUnavailable as error:
-                self._log.info("lease.database_unavailable", error=str(error))
-                lease = None
-            if lease is not None:
-                break
-            if not waiting:
-                waiting = True
-                self._log.info("lease.waiting", reason="another replica ingests, or the database is away")
-            await trio.sleep(_RETRY_S)
+        lease = await self._take()
         try:
             self._progress.leading = True
             self._log.info("lease.taken", number=lease.number)
@@ -68,3 +56,18 @@ class LeaseKeeper:
             self._progress.leading = False
             with trio.move_on_after(2, shield=True):  # released on cancellation too, or the next holder waits for TCP
                 await lease.aclose()
+
+    async def _take(self) -> Lease:
+        waiting = False
+        while True:
+            try:
+                lease = await self._store.try_lease()
+                if lease is not None:
+                    return lease
+                if not waiting:
+                    waiting = True
+                    self._log.info("lease.waiting", reason="another replica ingests")
+                return await self._store.wait_for_lease()
+            except StorageUnavailable as error:
+                self._log.info("lease.database_unavailable", error=str(error))
+            await trio.sleep(_RETRY_S)

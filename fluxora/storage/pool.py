@@ -7,6 +7,7 @@ the idle ones are renewed after a lost connection, so that a restarted server is
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -23,7 +24,9 @@ Ts = TypeVarTuple("Ts")
 Connection = Any  # asyncpg publishes no types: a Connection or the pool's proxy of one
 
 RELEASE_S = 1.0  # longest wait for a cancelled query to end before its connection is cut
-IDLE_IN_TRANSACTION_S = 10  # a process that hangs must not keep the log head locked
+IDLE_IN_TRANSACTION_S = 10  # for one that hangs where no other process looks (see lease.py)
+PROCESS = f"fluxora {secrets.token_hex(4)}"  # what the server knows this process by
+PROCESS_NAMES = "fluxora ________"  # of all of them, for LIKE
 IDLE_CONNECTION_S = 300.0
 
 # SQLSTATE classes that say nothing about the statement and everything about the server at this moment.
@@ -87,7 +90,7 @@ def keep_alive(connection: Connection) -> None:
 def settings(config: StorageConfig) -> dict[str, str]:
     """What every connection is told. The tcp_* ones let the server notice us vanish; Unix sockets ignore them."""
     return {
-        "application_name": "fluxora",
+        "application_name": PROCESS,
         "statement_timeout": str(round(config.statement_timeout_s * 1000)),
         "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_S * 1000),
         "client_connection_check_interval": "2000",

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -109,12 +109,19 @@ class Store:
 
     async def try_lease(self) -> Lease | None:
         """Take the ingest lease; None while another replica holds it."""
+        return await self._lease(wait=False, deadline_s=self._config.connect_timeout_s * 2)
+
+    async def wait_for_lease(self) -> Lease:
+        """Take the ingest lease as soon as no other replica holds it, however long that takes."""
+        lease = await self._lease(wait=True, deadline_s=None)
+        assert lease is not None
+        return lease
+
+    async def _lease(self, *, wait: bool, deadline_s: float | None) -> Lease | None:
         acquired = await self._bridge.run(
-            leases.acquire, self._url, self._config, deadline_s=self._config.connect_timeout_s * 2
+            partial(leases.acquire, wait=wait), self._url, self._config, deadline_s=deadline_s
         )
-        if acquired is None:
-            return None
-        return Lease(self._bridge, *acquired)
+        return None if acquired is None else Lease(self._bridge, *acquired)
 
     async def ingest_state(self) -> IngestState:
         """Where ingest stands."""

@@ -16,6 +16,11 @@ from waiting import eventually
 from writers import named
 
 LEADER = "SELECT name FROM leases ORDER BY number DESC LIMIT 1"
+# One that runs has its answers in less.
+HANGS_WRITING = """
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_xid IS NOT NULL
+        AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - interval '0.1 s'
+"""
 
 
 class Fleet(Place):
@@ -55,7 +60,9 @@ class Fleet(Place):
 class Replicas:
     """The processes, each under a name of its own, and the fleet that clients know of."""
 
-    def __init__(self, fleet: Fleet, environ: Mapping[str, str], url: str, books: Books, folder: Path) -> None:
+    def __init__(
+        self, fleet: Fleet, environ: Mapping[str, str], url: str, books: Books, folder: Path, *, rng: Random
+    ) -> None:
         self.ever: list[Served] = []
         self.running: dict[str, Served] = {}
         self._fleet = fleet
@@ -63,6 +70,7 @@ class Replicas:
         self._url = url
         self._books = books
         self._folder = folder
+        self._rng = rng
 
     async def start(self) -> Served:
         name = f"replica-{len(self.ever)}"
@@ -97,16 +105,29 @@ class Replicas:
         assert await served.stop() == 0, served.text[-3000:]
 
     @asynccontextmanager
-    async def standing_still(self, served: Served) -> AsyncIterator[None]:
-        """It is stopped where it stands for the length of the block."""
+    async def standing_still(self, served: Served, *, writing: bool) -> AsyncIterator[float]:
+        """It is stopped where it stands for the length of the block; with `writing`, in a transaction that writes.
+
+        Gives when that was, on trio's clock.
+        """
         url = await served.ready()
         self._fleet.stands_still(url)
         served.signal(signal.SIGSTOP)
+        stopped = trio.current_time()
         try:
-            yield
+            while writing and not await self._hangs_writing():
+                served.signal(signal.SIGCONT)
+                await trio.sleep(self._rng.random() / 10)
+                served.signal(signal.SIGSTOP)
+                stopped = trio.current_time()
+            yield stopped
         finally:
             served.signal(signal.SIGCONT)
         self._fleet.comes(url)
+
+    async def _hangs_writing(self) -> bool:
+        await trio.sleep(0.15)
+        return int(await self._books.value(HANGS_WRITING)) > 0
 
     def end_now(self) -> None:
         """For the end of a test, whatever state they are in."""

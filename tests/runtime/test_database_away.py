@@ -27,7 +27,7 @@ NOTICED_S = 4.0  # a probe each second, and what it may take
 SEED = 23
 CUT_ALL = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'fluxora'
+    WHERE datname = current_database() AND application_name LIKE 'fluxora %'
 """
 OpenBooks = Callable[[str], Awaitable[Books]]
 READS = ("/api/streams", "/api/events", "/api/streams/stream-cabc-0", "/health/ready")

@@ -21,7 +21,6 @@ from fluxora.localnet import Network, Script, open_localnet
 OpenBooks = Callable[[str], Awaitable[Books]]
 SEED = 53
 TURNS = 30 if LONG else 3
-HUNG_WITHIN_S = 25.0  # ten for the lease, as many again where it hangs in the middle of a transaction
 # What the server does by itself once a client's machine has been silent for a while: its lease goes, and a transaction
 # that waits for it to go on.
 CUT_LEASE = """
@@ -137,7 +136,7 @@ async def test_a_leader_that_hangs_is_replaced(postgres_url: str, books_of: Open
             await ingest_some(net, books, rng)
             leader.signal(signal.SIGSTOP)
             hung = trio.current_time()
-            await eventually(lambda: other.lines("lease.taken"), "the other takes the lease", within_s=HUNG_WITHIN_S)
+            await eventually(lambda: other.lines("lease.taken"), "the other takes the lease")
             print(f"taken over {trio.current_time() - hung:.1f} s after it hung")
             await net.close_ledgers(10)
             await caught_up(books, net)

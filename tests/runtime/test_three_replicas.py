@@ -44,6 +44,7 @@ SEED = 97
 REPLICAS = 3
 KILLS = 10 if LONG else 2
 RESTARTS = 2 if LONG else 1
+HANGS = 4 if LONG else 1
 ROLLS = 3 if LONG else 1
 MORE = 400 if LONG else 60  # positions at most that pass between two strikes
 PAGE_LIMIT = 50
@@ -51,6 +52,7 @@ RACE_EVERY_S = 0.05
 IN_FLIGHT = 409  # the same key came to the same replica twice, and the first request has no answer yet
 ASKERS = 6
 WITHIN_S = 60.0
+PROMISED_S = 5.0  # for a holder that dies or hangs, on a machine that has time for it: printed, for a test has none
 ALL_WITHIN_S = 600.0 if LONG else 120.0
 SENDER, RECIPIENT = (account(SEED, name) for name in ("racer", "finish"))
 
@@ -237,14 +239,20 @@ class Scene:
         return await self._books.position() >= 0
 
     async def leader_hangs(self) -> None:
-        """Until another leads and sends what it was sending; then it wakes up, with work in its hands."""
+        """Until another leads and sends what it was sending; then it wakes up, with work in its hands.
+
+        First it hangs in the middle of a transaction, and the next time wherever it is.
+        """
         lease = await self.under_way()
         leader = await self.replicas.leader()
-        async with self.replicas.standing_still(leader):
-            self.hung.append(await self.goes_on(lease))
+        known = len(leader.lines("dispatcher.taken_for_dead"))
+        async with self.replicas.standing_still(leader, writing=len(self.hung) % 2 == 0) as stopped:
+            await self.goes_on(lease)
+            self.hung.append(trio.current_time() - stopped)
             await eventually(self._two_send, "it is dead to those who send", within_s=WITHIN_S)
         await eventually(partial(stands_by, leader), "the former leader stands by")
-        await eventually(lambda: leader.lines("dispatcher.taken_for_dead"), "it learns that it was taken for dead")
+        told = partial(leader.lines, "dispatcher.taken_for_dead")
+        await eventually(lambda: len(told()) > known, "it learns that it was taken for dead")
 
     async def _two_send(self) -> bool:
         return bool(await self._books.value("SELECT count(*) FROM webhook_workers") == REPLICAS - 1)
@@ -263,7 +271,9 @@ class Scene:
         for what in ("killed", "restarted", "hung", "stopped"):
             if times := getattr(self, what):
                 shown = " ".join(f"{time:.1f}" for time in times)
+                kept = sum(time <= PROMISED_S for time in times)
                 print(f"{what}: ingest went on after {shown} s; median {median(times):.1f}, max {max(times):.1f}")
+                print(f"{what}: {kept} of {len(times)} within {PROMISED_S:g} s")
 
 
 @asynccontextmanager
@@ -285,7 +295,7 @@ async def scene(
             tasks = await stack.enter_async_context(trio.open_nursery())
             fleet = Fleet(tasks, Random(rng.random()))
             environ = following(net, page_limit=PAGE_LIMIT, FLUXORA_WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8")
-            replicas = Replicas(fleet, environ, server.url, books, logs)
+            replicas = Replicas(fleet, environ, server.url, books, logs, rng=Random(rng.random()))
             stack.callback(replicas.end_now)
             async with trio.open_nursery() as starting:
                 for _ in range(REPLICAS):
@@ -350,7 +360,8 @@ async def test_all_promises_hold_though_leaders_die_postgresql_restarts_and_one_
     rng = chance(SEED)
 
     async def happens(shown: Scene, _fleet: Fleet) -> None:
-        strikes = [*[shown.leader_is_killed] * KILLS, *[shown.postgres_restarts] * RESTARTS, shown.leader_hangs]
+        strikes = [*[shown.leader_is_killed] * KILLS, *[shown.postgres_restarts] * RESTARTS]
+        strikes += [shown.leader_hangs] * HANGS
         rng.shuffle(strikes)
         for strike in strikes:
             print(strike.__name__, flush=True)
