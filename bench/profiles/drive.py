@@ -26,6 +26,7 @@ from bench.profiles.stages import Stage
 from bench.profiles.stopping import Stopping
 from bench.profiles.system import System
 from bench.profiles.traffic import RECEIVERS, REQUESTS, TOLD
+from bench.profiles.warm_up import fill
 from bench.profiles.watch import Watch
 from bench.stories import Flaws
 
@@ -38,9 +39,11 @@ AFTER_S = 60.0
 
 
 class Drive:
-    """A run under way. A context manager that ends all that it has started."""
+    """A run under way; a context manager that ends all that it has started. `full`: caches are filled before."""
 
-    def __init__(self, run: Run, target: System, *, weights: Mapping[str, float], stopping: Stopping) -> None:
+    def __init__(
+        self, run: Run, target: System, *, weights: Mapping[str, float], stopping: Stopping, full: bool = False
+    ) -> None:
         options = run.options
         self.measures = Measures()
         self.stopping = stopping
@@ -48,6 +51,7 @@ class Drive:
         self._followers = {name: weight for name, weight in weights.items() if name in TOLD and options.followers}
         self._run = run
         self._system = target
+        self._full = full
         self._legs = 0
         self._most = 0.0  # the highest share of the followers that was wanted so far: they come, and stay
         self._stack = ExitStack()
@@ -60,6 +64,13 @@ class Drive:
             stack.callback(self._reader.close)
             with self._run.stage("prepare"):
                 self._scene = system.scene(self._system, self._reader, self.options.seed)
+            if self._full:
+                with self._run.stage("fill the caches"):
+                    streams, events = fill(self._scene, self._reader)
+                self._run.note(
+                    f"before the load {streams} streams were listed and {events} events pushed, to fill caches"
+                )
+            with self._run.stage("begin"):
                 self._before = self._reader.position()
                 self._generators = [self._child(stack, generator_process.__name__, nth) for nth in self._each()]
                 self._crowds = (

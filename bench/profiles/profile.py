@@ -28,7 +28,7 @@ SPEED = (
 SERVED = ("errors rate<0.001", "dropped_iterations count==0")
 
 
-def add_options(parser: argparse.ArgumentParser, *, followers: int) -> None:
+def add_options(parser: argparse.ArgumentParser, *, followers: int, streams: int = 5_000) -> None:
     """The options of every profile."""
     kinds = "; ".join(f"{name} ({one.summary})" for name, one in ALL.items())
     default = ",".join(f"{name}={weight:g}" for name, weight in WEIGHTS.items())
@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser, *, followers: int) -> None:
         help="a condition that fails the run, in place of the profile's own of that name: "
         "'http_req_duration{scenario:rest_reads} p(99)<250' (may be given again)",
     )
-    parser.add_argument("--streams", type=_positive, default=5_000, help="streams in the database (%(default)s)")
+    parser.add_argument("--streams", type=_positive, default=streams, help="streams in the database (%(default)s)")
     parser.add_argument("--generators", type=_positive, default=1, help="processes that send requests, and that follow")
     parser.add_argument("--connections", type=_positive, default=128, help="most of the requests (%(default)s)")
     parser.add_argument("--seed", type=_whole, default=1, help="of all that is drawn by chance (%(default)s)")
@@ -77,8 +77,10 @@ def _positive(text: str) -> int:
 
 
 @contextmanager
-def driving(run: Run) -> Iterator[Drive]:
+def driving(run: Run, *, full: bool = False) -> Iterator[Drive]:
     """The system, loaded as the options say; at the end of the block what was found is in the report.
+
+    `full`: its caches are filled before.
 
     Raises:
         SystemExit: the mix names no scenario that there is.
@@ -94,7 +96,7 @@ def driving(run: Run) -> Iterator[Drive]:
             can_push=target.worker_token is not None,
             can_administer=target.admin_headers is not None,
         )
-        drive = stack.enter_context(Drive(run, target, weights=weights, stopping=stopping))
+        drive = stack.enter_context(Drive(run, target, weights=weights, stopping=stopping, full=full))
         try:
             yield drive
         finally:

@@ -1,8 +1,9 @@
 """Soak: half of the peak for a long time, and whether anything grows that should not.
 
-Judged is the level part of the load, and of it the second half, when caches are full. Growth counts as far as it is
-beyond chance (bench/profiles/trend.py). Dead rows are those that updates leave behind. Of each table there may be as
-many as autovacuum waits for, and those that come in two of its naps: one until it looks, one until it is through.
+Caches are filled before it begins (bench/profiles/warm_up.py): what is registered and pushed meanwhile would else fill
+them for an hour. Judged is the level part of the load, and of it the second half. Growth counts as far as it is beyond
+chance (bench/profiles/trend.py). Dead rows are those that updates leave behind. Of each table there may be as many as
+autovacuum waits for, and those that come in two of its naps: one until it looks, one until it is through.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from bench.profiles.profile import PROMISES, SERVED, SPEED, add_options, driving
 from bench.profiles.stages import Stage
 from bench.profiles.stress import climb, split
 from bench.profiles.trend import second_half, trend
+from bench.profiles.warm_up import STREAMS
 from bench.profiles.watch import DEAD, GONE, VACUUMED_AT
 
 STEP_S = 6.0
@@ -41,12 +43,12 @@ class Soak:
         parser.add_argument(
             "--rate", type=float, help="requests a second; default: half of the peak, which is looked for first"
         )
-        add_options(parser, followers=100)
+        add_options(parser, followers=100, streams=STREAMS)
 
     def run(self, run: Run) -> None:
         """Find the peak, load half of it, and look at what has grown."""
         options = run.options
-        with driving(run) as drive:
+        with driving(run, full=True) as drive:
             conditions = own_thresholds(drive, [*SPEED, *SERVED, *AGES, *PROMISES])
             rate = options.rate
             if rate is None:
@@ -116,7 +118,7 @@ def _judge_backlogs(run: Run, lines: dict[str, Points]) -> None:
 def _judge_dead_rows(run: Run, lines: dict[str, Points]) -> None:
     for name, dead in lines.items():
         table = name.removeprefix(DEAD)
-        if table == name:
+        if table == name or not dead:
             continue
         gone, vacuumed_at = lines[GONE + table], lines[VACUUMED_AT + table]
         per_second = (gone[-1][1] - gone[0][1]) / max(1.0, gone[-1][0] - gone[0][0])

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,11 @@ import trio
 from bench import server_process
 from bench.child import ROOT, Child
 from bench.harness import Report
+from bench.profiles import system, warm_up
+from bench.profiles.endpoint import Endpoint
+from bench.profiles.readback import Reader
 from bench.profiles.receivers_process import ANSWER
+from bench.profiles.system import System
 from bench.stories import chunks, frames
 from fluxora.protocol.api_keys import ENTROPY_BYTES, make
 
@@ -285,6 +289,19 @@ async def test_without_an_operators_credential_there_are_no_webhooks_and_that_is
 async def endpoints(port: int) -> list[object]:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": KEY}) as client:
         return (await client.get("/api/admin/webhooks/endpoints")).json()["endpoints"]
+
+
+async def test_caches_are_filled_with_what_is_there_and_with_events_of_its_own(served, tmp_path, monkeypatch):
+    monkeypatch.setattr(warm_up, "EVENTS", 400)
+    target = System(Endpoint("127.0.0.1", served), tmp_path, TOKEN, {}, None)
+    with closing(Reader(target.endpoint, {})) as reader:
+        scene = system.scene(target, reader, 1)
+        before = reader.position()
+        streams, events = warm_up.fill(scene, reader)
+        rows = reader.log(before)
+    assert streams >= 50 + len(scene.hot)
+    assert (events, len(rows), {row.action for row in rows}) == (400, 400, {"withdrew"})
+    assert {row.stream_id for row in rows} == set(scene.hot)
 
 
 async def test_requests_come_when_they_are_due_whether_or_not_there_are_answers(served, tmp_path):
