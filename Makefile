@@ -19,7 +19,7 @@ check: $(STAMP)        ## lint, types, import arrows
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
-bench: $(STAMP)        ## the smoke form of every benchmark, and a short mixed load
+bench: $(STAMP)        ## the smoke form of every benchmark, and a short mixed load: fails on loss, doubles and errors
 	$(BIN)/python -m bench smoke
 
 proof: $(STAMP)        ## the long form of the proofs

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from pathlib import Path
 
 from bench import comparison, html_report
@@ -15,21 +16,21 @@ from bench.child import ChildFailed
 from bench.harness import Run
 from bench.profiles.readback import Unreadable
 from bench.profiles.traffic.forms import Wrong
-from bench.report import save, table
+from bench.report import line, save, table
 from bench.scenarios import PROFILES, SCENARIOS
 from fluxora import logs
 
 REPORTS = Path(__file__).parent / "reports"
-SMOKE = (  # about two minutes on two cores
-    "decode",
-    "ingest --events 20000",
-    "contract --examples 200",
-    "slow_clients --seconds 0.5 --bound 3 --connections 500",
-    "rest --rounds 1 --cases id page create",
-    "ws_connections --sockets 500 --ping 1",
-    "ws_fanout --rounds 1 --sockets 200 --healthy 200 --seconds 0.2",
-    "sse --rounds 1 --streams 200 --seconds 0.2",
-    "webhooks --deliveries 2000 --seconds 1",
+SMOKE = (
+    "decode --events 5000",
+    "ingest --events 10000",
+    "contract --examples 50",
+    "slow_clients --seconds 0.3 --bound 3 --connections 200",
+    "rest --rounds 1 --streams 2000 --connections 64 --cases id page create",
+    "ws_connections --sockets 200 --ping 1",
+    "ws_fanout --rounds 1 --sockets 200 --shapes twenty --healthy 100 --seconds 0.2",
+    "sse --rounds 1 --streams 200 --shapes all --seconds 0.2",
+    "webhooks --deliveries 1000 --seconds 0.5",
     "load --stages 1s:60,5s:60 --followers 40 --streams 500 --correctness-only",
 )
 INTERRUPTED = 130
@@ -46,7 +47,9 @@ def main() -> int:
         return _run(options)
     codes = []
     for words in SMOKE:
-        codes.append(_run(parser.parse_args([*words.split(), *_passed_on(options)])))
+        chosen = parser.parse_args(words.split())
+        chosen.json, chosen.output, chosen.strict = options.json, options.output, options.strict
+        codes.append(_run(chosen, brief=not options.verbose))
         if codes[-1] == INTERRUPTED:
             break
     return max(codes)
@@ -58,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="scenario", required=True, metavar="WHAT")
     every = commands.add_parser("smoke", help="every scenario in short, and a short mixed load")
+    every.add_argument("--verbose", action="store_true", help="the whole report of each, not only of one that fails")
     _add_output(every, None)
     for listed, folder in ((SCENARIOS, None), (PROFILES, REPORTS)):
         for scenario in listed.values():
@@ -70,10 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, *, brief: bool = False) -> int:
+    """The exit code. In brief, a line is said of what passed, and everything of what did not."""
     scenario = {**SCENARIOS, **PROFILES}[options.scenario]
-    print(f"{scenario.name}: {scenario.summary}", file=sys.stderr)
-    run = Run(scenario.name, options)
+    if not brief:
+        print(f"{scenario.name}: {scenario.summary}", file=sys.stderr)
+    run, began = Run(scenario.name, options, quiet=brief), time.monotonic()
     try:
         scenario.run(run)
     except KeyboardInterrupt:
@@ -81,12 +87,13 @@ def _run(options: argparse.Namespace) -> int:
     except (ChildFailed, Unreadable, Wrong, OSError) as error:
         run.equal("it came to its end", f"{type(error).__name__}: {error}", "yes")
     finally:
-        print(table(run.report))
+        brief = brief and run.report.passed and not run.report.interrupted
+        print(line(run.report, time.monotonic() - began) if brief else table(run.report))
         for folder in {options.json, options.output} - {None}:
             print(f"written to {save(run.report, folder)}")
         if options.output is not None:
             print(f"written to {html_report.save(run.report, options.output)}")
-        print(flush=True)
+        print(end="" if brief else "\n", flush=True)
     return INTERRUPTED if run.report.interrupted else 0 if run.report.passed else 1
 
 
@@ -97,12 +104,6 @@ def _compare(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-def _passed_on(options: argparse.Namespace) -> list[str]:
-    folders = [("--json", options.json), ("--output", options.output)]
-    given = [word for name, folder in folders if folder is not None for word in (name, str(folder))]
-    return [*given, *(["--strict"] if options.strict else [])]
 
 
 def _add_output(parser: argparse.ArgumentParser, folder: Path | None) -> None:

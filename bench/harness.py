@@ -97,17 +97,19 @@ class Report(msgspec.Struct):
 
 
 class Run:
-    """The pen of a running scenario."""
+    """The pen of a running scenario; one that is `quiet` says nothing of its stages."""
 
-    def __init__(self, scenario: str, options: argparse.Namespace) -> None:
+    def __init__(self, scenario: str, options: argparse.Namespace, *, quiet: bool = False) -> None:
         self.options = options
+        self._quiet = quiet
         shown = {name: _shown(value) for name, value in sorted(vars(options).items()) if value is not None}
         self.report = Report(scenario, datetime.now(UTC).isoformat(timespec="seconds"), machine(), shown)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a part of the run; an error is recorded and goes on."""
-        print(f"  {name} ...", file=sys.stderr, flush=True)
+        if not self._quiet:
+            print(f"  {name} ...", file=sys.stderr, flush=True)
         began = time.perf_counter()
         failed: str | None = None
         try:

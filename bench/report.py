@@ -42,6 +42,12 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
+def line(report: Report, seconds: float) -> str:
+    """Whether it passed, or why it was skipped, and how long it took."""
+    outcome = "SKIPPED" if report.skipped is not None else "PASS" if report.passed else "FAIL"
+    return f"{outcome:<7}  {report.scenario:<14}  {seconds:5.1f} s  {report.skipped or ''}".rstrip()
+
+
 def save(report: Report, folder: Path) -> Path:
     """Write the JSON; the name tells scenario and time."""
     path = file_of(report, folder, "json")

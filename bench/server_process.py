@@ -1,12 +1,14 @@
 """The server of the REST benchmarks and of the load profiles: the whole runtime over a database with streams in it.
 
-Says its port once it serves and runs until its input ends. Its access log (standard error) is on, at level info.
+Says its port once it serves and runs until its input ends; a line of it is answered with the CPU seconds of each actor,
+where they are counted. Its access log (standard error) is on, at level info.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from ipaddress import ip_network
 from typing import Any
 
 import msgspec
@@ -14,10 +16,11 @@ import trio
 from stellar_sdk import StrKey
 
 import fluxora
+from bench.actor_clock import ActorClock
 from bench.child import say
 from fluxora import logs
-from fluxora.config import Config, HttpConfig, LimitConfig, SourceConfig, StorageConfig
-from fluxora.protocol import contract
+from fluxora.config import AccessConfig, Config, HttpConfig, LimitConfig, SourceConfig, StorageConfig, WebhookConfig
+from fluxora.protocol import api_keys, contract
 from fluxora.protocol.chain import LedgerBatch
 from fluxora.protocol.contract import ContractEvent
 from fluxora.storage.migrate import migrate
@@ -35,7 +38,8 @@ UNREACHED = 1_000_000_000  # requests a minute: the rate limits are on, and noth
 class Task(msgspec.Struct, kw_only=True):
     """What to serve from where; the bounds are those of HttpConfig, None for its own.
 
-    With a `worker_token` it takes pushed events, and has `sockets` for live events, all from one address.
+    With a `worker_token` it takes pushed events, and has `sockets` for live events, all from one address. An
+    `admin_key` (its entry) may make webhook endpoints on the loopback. `clocked`: the CPU of each actor is counted.
     """
 
     database_url: str
@@ -45,6 +49,8 @@ class Task(msgspec.Struct, kw_only=True):
     write_timeout_s: float | None = None
     worker_token: str | None = None
     sockets: int | None = None
+    admin_key: str | None = None
+    clocked: bool = False
 
 
 class Serving(msgspec.Struct, kw_only=True):
@@ -53,18 +59,26 @@ class Serving(msgspec.Struct, kw_only=True):
     port: int
 
 
+class Used(msgspec.Struct, kw_only=True):
+    """CPU seconds since the start by actor."""
+
+    cpu_s: dict[str, float]
+
+
 def main() -> None:
     task = msgspec.json.decode(sys.argv[1], type=Task)
     logs.configure("info", human=False)
-    trio.run(_serve, task)
+    clock = ActorClock()
+    trio.run(_serve, task, clock, instruments=[clock] if task.clocked else [])
 
 
-async def _serve(task: Task) -> None:
+async def _serve(task: Task, clock: ActorClock) -> None:
     storage = StorageConfig(database_url=task.database_url)
     await preload(storage, task.streams)
     async with fluxora.open_runtime(_config(task, storage)) as runtime:
         say(Serving(port=runtime.port))
-        await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+        while await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
+            say(Used(cpu_s=clock.seconds))
 
 
 def _config(task: Task, storage: StorageConfig) -> Config:
@@ -81,11 +95,13 @@ def _config(task: Task, storage: StorageConfig) -> Config:
         source=SourceConfig(kind="none" if task.worker_token is None else "push"),
         http=HttpConfig(
             port=0,
-            limits=LimitConfig(anonymous_read=UNREACHED, anonymous_write=UNREACHED),
+            limits=LimitConfig(anonymous_read=UNREACHED, anonymous_write=UNREACHED, key=UNREACHED, admin=UNREACHED),
             indexer_worker_token=task.worker_token,
+            access=AccessConfig(api_keys=() if task.admin_key is None else (api_keys.parse_entry(task.admin_key),)),
             **bounds,
             **sockets,
         ),
+        webhooks=WebhookConfig(allowed_networks=(ip_network("127.0.0.0/8"),)),
     )
 
 

@@ -57,11 +57,12 @@ class Count(msgspec.Struct):
 
 
 class Told(msgspec.Struct, kw_only=True):
-    """A second; times are those of the run."""
+    """A second; times are those of the run. `deliveries_on`: the server's connections to a receiver."""
 
     ended: float
     counts: dict[str, Count]
     busy: float
+    deliveries_on: int | None = None
 
 
 class Story(msgspec.Struct):

@@ -38,7 +38,7 @@ class Load:
         rate, seconds = options.rate, options.seconds
         default = (Stage(seconds / 5, rate), Stage(seconds * 0.7, rate), Stage(seconds / 10, 0.0))
         speed = () if options.correctness_only else SPEED
-        conditions = own_thresholds(options, [*speed, *SERVED, *PROMISES])
         with driving(run) as drive:
+            conditions = own_thresholds(drive, [*speed, *SERVED, *PROMISES])
             drive.leg("load", options.stages or default)
         judge(run, drive.measures, conditions)

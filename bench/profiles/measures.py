@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from statistics import median, quantiles
 
 from bench.latencies import percentile_ms
 from bench.profiles.followers_process import Told
 from bench.profiles.generator_process import Window
 from bench.profiles.thresholds import Measured
-from bench.profiles.traffic import FOLLOWERS
+from bench.profiles.traffic import FOLLOWERS, RECEIVERS, TOLD
 
 Points = list[tuple[float, float]]
 SHARES = (0.50, 0.95, 0.99)
@@ -27,9 +27,10 @@ class Measures:
         self.deliveries: Counter[str] = Counter()
         self.tried: Counter[str] = Counter()  # openings of followers
         self.errors: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by scenario: reasons
-        self.flaws: Counter[str] = Counter()  # lost, doubled, disordered
+        self.flaws: Counter[str] = Counter()  # lost, doubled, redelivered, disordered
         self.stored: list[str] = []
-        self.live: Counter[str] = Counter()
+        self.live: Counter[tuple[str, str]] = Counter()  # by process and scenario
+        self.deliveries_on = 0  # connections
         self.series: defaultdict[str, Points] = defaultdict(list)
         self.seconds = 0.0
         self.late_s = 0.0
@@ -66,22 +67,25 @@ class Measures:
         for nth, window in enumerate(windows, 1):
             self._note(f"Load generators, share of a core: requests {nth}", at, window.busy)
 
-    def told(self, nth: int, told: Told) -> None:
-        """A second of followers' process `nth`."""
+    def told(self, who: str, told: Told) -> None:
+        """A second of the process `who`, of followers or of receivers."""
         for name, counts in told.counts.items():
             self.deliveries[name] += counts.deliveries
             self.tried[name] += counts.tried
             self.errors[name].update(counts.errors)
-            self.live[f"{nth}-{name}"] = counts.live
+            self.live[who, name] = counts.live
             self._latencies(name, told.ended, Counter(counts.latencies))
-            live = sum(count for key, count in self.live.items() if key.endswith(f"-{name}"))
-            if live or self.tried[name]:
+            live = self._live_of([name])
+            if (live or self.tried[name]) and name in FOLLOWERS:
                 self._note(f"Connections: {name}", told.ended, live)
         deliveries = sum(counts.deliveries for counts in told.counts.values())
-        self._note(f"Deliveries, /s: followers {nth}", told.ended, deliveries)
+        self._note(f"Deliveries, /s: {who}", told.ended, deliveries)
         errors = sum(sum(counts.errors.values()) for counts in told.counts.values())
-        self._note(f"Errors, /s: followers {nth}", told.ended, errors)
-        self._note(f"Load generators, share of a core: followers {nth}", told.ended, told.busy)
+        self._note(f"Errors, /s: {who}", told.ended, errors)
+        self._note(f"Load generators, share of a core: {who}", told.ended, told.busy)
+        if told.deliveries_on is not None:
+            self.deliveries_on = told.deliveries_on
+            self._note("Connections: of the server, for webhooks", told.ended, told.deliveries_on)
 
     def _latencies(self, name: str, at: float, latencies: Counter[int]) -> None:
         self.latencies[name].update(latencies)
@@ -94,8 +98,16 @@ class Measures:
 
     @property
     def all_live(self) -> int:
-        """Followers that have begun."""
+        """Followers that have begun, and endpoints."""
         return self.live.total()
+
+    @property
+    def endpoints(self) -> int:
+        """Those that webhooks are sent to."""
+        return self._live_of(RECEIVERS)
+
+    def _live_of(self, names: Collection[str]) -> int:
+        return sum(count for (_, name), count in self.live.items() if name in names)
 
     @property
     def all_errors(self) -> int:
@@ -105,7 +117,7 @@ class Measures:
     def of(self, metric: str, scenario: str | None) -> Measured:
         """What a threshold looks at."""
         names = [scenario] if scenario is not None else list({*self.due, *self.tried})
-        if metric in {"lost", "doubled", "disordered"}:
+        if metric in {"lost", "doubled", "redelivered", "disordered"}:
             return Measured(count=self.flaws[metric], seconds=self.seconds)
         if metric in {"generator_busy", "backlog_age"}:
             return Measured(samples=list(self._samples(metric)))
@@ -120,7 +132,7 @@ class Measures:
         if metric == "deliveries":
             return Measured(count=sum(self.deliveries[name] for name in names), seconds=self.seconds)
         of_metric: Callable[[str], bool] = lambda name: (  # noqa: E731 (a condition, named)
-            FOLLOWERS[name].latency == metric if name in FOLLOWERS else metric == "http_req_duration"
+            TOLD[name].latency == metric if name in TOLD else metric == "http_req_duration"
         )
         latencies = Counter[int]()
         for name in filter(of_metric, names):

@@ -12,22 +12,23 @@ from bench.profiles.drive import Drive
 from bench.profiles.measures import Measures, Points, spread
 from bench.profiles.stopping import Stopping
 from bench.profiles.thresholds import Threshold
-from bench.profiles.traffic import ALL, FOLLOWERS, REQUESTS, WEIGHTS
+from bench.profiles.traffic import ALL, RECEIVERS, REQUESTS, TOLD, WEIGHTS
 
 MOST_DISTURBANCE = 0.15  # of the machine
 SPARE_SOCKETS = 200  # beyond the followers: those that are just being replaced
-PROMISES = ("lost count==0", "doubled count==0", "disordered count==0")
+PROMISES = ("lost count==0", "doubled count==0", "redelivered count==0", "disordered count==0")
 SPEED = (
     "http_req_duration p(99)<250",
     "http_req_duration{scenario:rest_reads} p(99)<250",
     "ws_delivery_latency p(99)<500",
     "sse_delivery_latency p(99)<500",
+    "webhook_delivery_latency p(99)<1000",
     "generator_busy p(95)<0.9",
 )
 SERVED = ("errors rate<0.001", "dropped_iterations count==0")
 
 
-def add_options(parser: argparse.ArgumentParser, *, followers: int) -> None:
+def add_options(parser: argparse.ArgumentParser, *, followers: int, streams: int = 5_000) -> None:
     """The options of every profile."""
     kinds = "; ".join(f"{name} ({one.summary})" for name, one in ALL.items())
     default = ",".join(f"{name}={weight:g}" for name, weight in WEIGHTS.items())
@@ -52,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser, *, followers: int) -> None:
         help="a condition that fails the run, in place of the profile's own of that name: "
         "'http_req_duration{scenario:rest_reads} p(99)<250' (may be given again)",
     )
-    parser.add_argument("--streams", type=_positive, default=5_000, help="streams in the database (%(default)s)")
+    parser.add_argument("--streams", type=_positive, default=streams, help="streams in the database (%(default)s)")
     parser.add_argument("--generators", type=_positive, default=1, help="processes that send requests, and that follow")
     parser.add_argument("--connections", type=_positive, default=128, help="most of the requests (%(default)s)")
     parser.add_argument("--seed", type=_whole, default=1, help="of all that is drawn by chance (%(default)s)")
@@ -76,8 +77,10 @@ def _positive(text: str) -> int:
 
 
 @contextmanager
-def driving(run: Run) -> Iterator[Drive]:
+def driving(run: Run, *, full: bool = False) -> Iterator[Drive]:
     """The system, loaded as the options say; at the end of the block what was found is in the report.
+
+    `full`: its caches are filled before.
 
     Raises:
         SystemExit: the mix names no scenario that there is.
@@ -87,8 +90,13 @@ def driving(run: Run) -> Iterator[Drive]:
         stopping = stack.enter_context(Stopping())
         sockets = options.followers + SPARE_SOCKETS
         target = system.start(stack, run, url=options.url, streams=options.streams, sockets=sockets)
-        weights = _playable(run, options.mix, can_push=target.worker_token is not None)
-        drive = stack.enter_context(Drive(run, target, weights=weights, stopping=stopping))
+        weights = _playable(
+            run,
+            options.mix,
+            can_push=target.worker_token is not None,
+            can_administer=target.admin_headers is not None,
+        )
+        drive = stack.enter_context(Drive(run, target, weights=weights, stopping=stopping, full=full))
         try:
             yield drive
         finally:
@@ -98,31 +106,32 @@ def driving(run: Run) -> Iterator[Drive]:
             run.interrupt()
 
 
-def _playable(run: Run, weights: dict[str, float], *, can_push: bool) -> dict[str, float]:
+def _playable(run: Run, weights: dict[str, float], *, can_push: bool, can_administer: bool) -> dict[str, float]:
     unknown = sorted(weights.keys() - WEIGHTS.keys())
     if unknown:
         raise SystemExit(f"--mix: there is no scenario {', '.join(unknown)}; there are {', '.join(WEIGHTS)}")
     if "ingest" in weights and not can_push:
         run.note("INDEXER_WORKER_TOKEN is not set: nothing is pushed, and followers hear of registrations alone")
         weights = {name: weight for name, weight in weights.items() if name != "ingest"}
+    if not can_administer and any(name in RECEIVERS for name in weights):
+        run.note("no webhooks: the credential may make no endpoint, or the server is not on this machine")
+        weights = {name: weight for name, weight in weights.items() if name not in RECEIVERS}
     if not any(name in REQUESTS for name in weights):
         raise SystemExit(f"--mix: one of {', '.join(REQUESTS)} is needed, or nothing would happen")
     return weights
 
 
-def own_thresholds(options: argparse.Namespace, texts: Sequence[str]) -> list[Threshold]:
+def own_thresholds(drive: Drive, texts: Sequence[str]) -> list[Threshold]:
     """The profile's thresholds of what takes part, and those that were given."""
-    taking_part = (
-        options.mix if options.followers else {name: one for name, one in options.mix.items() if name in REQUESTS}
-    )
-    heard = {FOLLOWERS[name].latency for name in taking_part if name in FOLLOWERS and "ingest" in taking_part}
-    silent = {one.latency for one in FOLLOWERS.values()} - heard
+    taking_part = drive.taking_part
+    heard = {TOLD[name].latency for name in taking_part if name in TOLD and "ingest" in taking_part}
+    silent = {one.latency for one in TOLD.values()} - heard
     own = [
         threshold
         for threshold in map(thresholds.parse, texts)
         if threshold.metric not in silent and (threshold.scenario is None or threshold.scenario in taking_part)
     ]
-    return thresholds.merged(own, options.thresholds)
+    return thresholds.merged(own, drive.options.thresholds)
 
 
 def judge(run: Run, measures: Measures, conditions: Sequence[Threshold]) -> None:
@@ -152,7 +161,7 @@ def _describe(run: Run, measures: Measures) -> None:
     run.figure("latest that a request was sent behind its time", measures.late_s * 1e3, "ms")
     for name, points in sorted(series.items()):
         run.series(name, points)
-        if name.startswith(("CPU, ", "Load generators, ", "Machine, ", "Resident memory, ")):
+        if name.startswith(("CPU, ", "CPU of an actor, ", "Load generators, ", "Machine, ", "Resident memory, ")):
             values = [value for _, value in points] or [0.0]
             plot, _, line = name.partition(": ")
             what, _, unit = plot.partition(", ")
@@ -172,4 +181,4 @@ def _mean(points: Points) -> float:
 
 
 def _metric(scenario: str) -> str:
-    return FOLLOWERS[scenario].latency if scenario in FOLLOWERS else "http_req_duration"
+    return TOLD[scenario].latency if scenario in TOLD else "http_req_duration"

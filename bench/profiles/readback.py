@@ -88,6 +88,18 @@ class Reader:
         except msgspec.MsgspecError:
             return {}
 
+    def get_text(self, path: str) -> str:
+        """The body of whatever answer there is, "" where there is none.
+
+        The next call connects anew where the server could not be reached.
+        """
+        try:
+            self._connection.request("GET", path, headers=self._headers)
+            return self._connection.getresponse().read().decode(errors="replace")
+        except (OSError, http.client.HTTPException):
+            self._connection.close()
+            return ""
+
     def position(self) -> int:
         """Where the log ends."""
         return int(self.get("/api/events?limit=1", Page).position)

@@ -25,8 +25,8 @@ _OURS = re.compile(rb"[0-9]+-([0-9]{19})-[0-9]{10}")
 class Scene(msgspec.Struct, frozen=True, kw_only=True):
     """One run. `zero`: CLOCK_MONOTONIC at its time 0, and `offset_s` how far into its first ledger that is.
 
-    `hot`: the streams that pushed events are of, and their numbers. `headers` go with every request, and are not shown.
-    `people` are addresses for new streams.
+    `hot`: the streams that pushed events are of, and their numbers. `headers` go with every request, `admin_headers`
+    with an operator's (None: there is no credential for those); neither is shown. `people`: addresses for streams.
     """
 
     endpoint: Endpoint
@@ -39,6 +39,7 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
     ids: list[str]
     people: list[str]
     headers: dict[str, str]
+    admin_headers: dict[str, str] | None
     worker_token: str | None
     seed: int
 

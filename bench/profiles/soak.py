@@ -1,8 +1,9 @@
 """Soak: half of the peak for a long time, and whether anything grows that should not.
 
-Judged is the level part of the load, and of it the second half, when caches are full. Growth counts as far as it is
-beyond chance (bench/profiles/trend.py). Dead rows are those that updates leave behind: as many as come in two naps of
-autovacuum, and a fifth of the living ones, are as it should be.
+Caches are filled before it begins (bench/profiles/warm_up.py): what is registered and pushed meanwhile would else fill
+them for an hour. Judged is the level part of the load, and of it the second half. Growth counts as far as it is beyond
+chance (bench/profiles/trend.py). Dead rows are those that updates leave behind. Of each table there may be as many as
+autovacuum waits for, and those that come in two of its naps: one until it looks, one until it is through.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from bench.profiles.profile import PROMISES, SERVED, SPEED, add_options, driving
 from bench.profiles.stages import Stage
 from bench.profiles.stress import climb, split
 from bench.profiles.trend import second_half, trend
+from bench.profiles.warm_up import STREAMS
+from bench.profiles.watch import DEAD, GONE, VACUUMED_AT
 
 STEP_S = 6.0
 FIRST, LAST = 100.0, 10_000.0
@@ -22,7 +25,8 @@ RAMP_S = 10.0
 MOST_GROWTH_MB = 4.0
 MOST_DESCRIPTORS = 4.0  # those of the storage pool and of files that come and go
 MOST_WAITING, MOST_AGE_S = 20.0, 2.0  # items before an actor, and ages: more than in the first half
-NAP_S, DEAD_SHARE, DEAD_LEAST = 60.0, 0.2, 50.0  # PostgreSQL's own defaults of autovacuum
+NAP_S = 60.0  # of autovacuum: PostgreSQL's own default
+MOST_EVENTS_BEHIND = 200.0  # of the hub: more than in the first half
 MOST_AGE_MS = 5_000
 AGES = (f"backlog_age max<{MOST_AGE_MS}",)
 
@@ -39,16 +43,16 @@ class Soak:
         parser.add_argument(
             "--rate", type=float, help="requests a second; default: half of the peak, which is looked for first"
         )
-        add_options(parser, followers=100)
+        add_options(parser, followers=100, streams=STREAMS)
 
     def run(self, run: Run) -> None:
         """Find the peak, load half of it, and look at what has grown."""
         options = run.options
-        conditions = own_thresholds(options, [*SPEED, *SERVED, *AGES, *PROMISES])
-        with driving(run) as drive:
+        with driving(run, full=True) as drive:
+            conditions = own_thresholds(drive, [*SPEED, *SERVED, *AGES, *PROMISES])
             rate = options.rate
             if rate is None:
-                held, _ = split(own_thresholds(options, [*SPEED, *SERVED]))
+                held, _ = split(own_thresholds(drive, [*SPEED, *SERVED]))
                 peak = climb(drive, held, FIRST, LAST, STEP_S)
                 run.figure("peak", peak, "/s")
                 rate = peak / 2
@@ -89,25 +93,35 @@ def judge_growth(run: Run, lines: dict[str, Points]) -> None:
     if spare:
         run.at_most("descriptors beyond connections, growth beyond chance", trend(spare).certain, MOST_DESCRIPTORS)
     _judge_dead_rows(run, lines)
+    _judge_backlogs(run, lines)
+
+
+def _judge_backlogs(run: Run, lines: dict[str, Points]) -> None:
     for name, points in lines.items():
-        if name.startswith(("Waiting for an actor: ", "Oldest ")):
+        plot, _, line = name.partition(": ")
+        what = plot.partition(", ")[0].lower()
+        if plot == "Waiting for an actor":
+            what, bound = line, MOST_WAITING
+        elif plot == "Events behind the log":
+            what, bound = f"{what}, {line}", MOST_EVENTS_BEHIND
+        elif plot.startswith(("Oldest ", "Ingest behind ")):
+            bound = MOST_AGE_S
+        else:
+            continue
+        if points:
             late = second_half(points)
-            grown = max((value for _, value in late), default=0.0) - max(
-                (v for _, v in points[: -len(late)]), default=0.0
-            )
-            what = name.partition(": ")[2] if name.startswith("Waiting") else name.partition(", ")[0].lower()
-            bound = MOST_WAITING if name.startswith("Waiting") else MOST_AGE_S
+            early = points[: len(points) - len(late)]
+            grown = max((value for _, value in late), default=0.0) - max((value for _, value in early), default=0.0)
             run.at_most(f"backlog: {what}, more at most in the second half", max(0.0, grown), bound)
 
 
 def _judge_dead_rows(run: Run, lines: dict[str, Points]) -> None:
-    dead, live, gone = (
-        lines.get(name, [])
-        for name in ("Rows in PostgreSQL: dead", "Rows in PostgreSQL: living", "Rows updated or deleted: so far")
-    )
-    if len(gone) < 2:
-        return
-    per_second = (gone[-1][1] - gone[0][1]) / (gone[-1][0] - gone[0][0])
-    bound = DEAD_LEAST + DEAD_SHARE * live[-1][1] + 2 * NAP_S * per_second
-    run.figure("rows updated or deleted", per_second, "/s")
-    run.at_most("dead rows in PostgreSQL at most", max(value for _, value in second_half(dead)), round(bound))
+    for name, dead in lines.items():
+        table = name.removeprefix(DEAD)
+        if table == name or not dead:
+            continue
+        gone, vacuumed_at = lines[GONE + table], lines[VACUUMED_AT + table]
+        per_second = (gone[-1][1] - gone[0][1]) / max(1.0, gone[-1][0] - gone[0][0])
+        run.figure(f"rows of {table} updated or deleted", per_second, "/s")
+        bound = vacuumed_at[-1][1] + 2 * NAP_S * per_second
+        run.at_most(f"dead rows of {table} at most", max(value for _, value in second_half(dead)), round(bound))

@@ -37,8 +37,8 @@ class Stress:
     def run(self, run: Run) -> None:
         """Go up, and come down."""
         options = run.options
-        held, others = split(own_thresholds(options, [*SPEED, *SERVED, *PROMISES]))
         with driving(run) as drive:
+            held, others = split(own_thresholds(drive, [*SPEED, *SERVED, *PROMISES]))
             peak = climb(drive, held, options.first, options.last, options.step_seconds)
             run.figure("peak", peak, "/s")
             if peak and not drive.stopping:

@@ -12,14 +12,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from bench import server_process, tables
 from bench.child import Child
 from bench.harness import Run
-from bench.profiles.endpoint import Endpoint, exchange
+from bench.profiles.endpoint import Endpoint, exchange, request
 from bench.profiles.readback import Page, Reader
 from bench.profiles.scene import GENESIS_S, LEDGER_S, Scene, pushed
+from bench.profiles.traffic import webhooks
 from bench.profiles.traffic.forms import Wrong
 from bench.profiles.traffic.ingest import push
+from fluxora.protocol import api_keys
 from fluxora.storage.embedded import EmbeddedServer
 
 START_S = 120.0
@@ -37,6 +41,7 @@ class System:
     folder: Path
     worker_token: str | None
     headers: dict[str, str]
+    admin_headers: dict[str, str] | None
     server: Child | None = None
     postmaster: int | None = None
     database_url: str | None = None
@@ -51,6 +56,9 @@ def start(stack: ExitStack, run: Run, *, url: Endpoint | None, streams: int, soc
     """The system that the options name, for as long as the stack is open.
 
     The credentials of another server come from the environment: FLUXORA_KEY or FLUXORA_TOKEN, INDEXER_WORKER_TOKEN.
+
+    Raises:
+        OSError: another server cannot be reached.
     """
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fluxora-bench-")))
     folder.chmod(0o755)  # the server runs as a user of its own when this one is root
@@ -58,7 +66,8 @@ def start(stack: ExitStack, run: Run, *, url: Endpoint | None, streams: int, soc
         key, token = os.environ.get("FLUXORA_KEY"), os.environ.get("FLUXORA_TOKEN")
         headers = {"x-api-key": key} if key else {"authorization": f"Bearer {token}"} if token else {}
         run.note(f"the server is {url}: its CPU and memory are not seen from here")
-        return System(url, folder, os.environ.get("INDEXER_WORKER_TOKEN") or None, headers)
+        admin_headers = headers if headers and _takes_endpoints(url, headers) else None
+        return System(url, folder, os.environ.get("INDEXER_WORKER_TOKEN") or None, headers, admin_headers)
     with run.stage("serve"):
         database = EmbeddedServer(folder / "data")
         database.open()
@@ -66,10 +75,31 @@ def start(stack: ExitStack, run: Run, *, url: Endpoint | None, streams: int, soc
         postmaster = int((database.data / "postmaster.pid").read_text(encoding="ascii").split("\n", 1)[0])
         served = asyncio.run(tables.create_database(database.url, "served"))
         worker_token = secrets.token_hex(16)  # of a server that nobody else reaches
-        task = server_process.Task(database_url=served, streams=streams, worker_token=worker_token, sockets=sockets)
+        key, entry = api_keys.make("bench", ["admin"], entropy=os.urandom(api_keys.ENTROPY_BYTES))
+        task = server_process.Task(
+            database_url=served,
+            streams=streams,
+            worker_token=worker_token,
+            sockets=sockets,
+            admin_key=entry.entry,
+            clocked=True,
+        )
         server = stack.enter_context(Child(server_process.__name__, task, log=folder / "server.log"))
         endpoint = Endpoint("127.0.0.1", server.read(within_s=START_S)["port"])
-    return System(endpoint, folder, worker_token, {}, server, postmaster, served)
+    return System(endpoint, folder, worker_token, {}, {"x-api-key": key}, server, postmaster, served)
+
+
+def _takes_endpoints(url: Endpoint, headers: dict[str, str]) -> bool:
+    """Whether a server lets this credential make endpoints on this machine's loopback: asked with one that is off."""
+    body = msgspec.json.encode({"url": "http://127.0.0.1:9/", "description": "of a load", "enabled": False})
+    octets = request("POST", webhooks.PATH, host=url.authority, headers=headers, body=body)
+    status, answer = exchange(url, octets, within_s=START_S)
+    if status != 201:
+        return False
+    made = webhooks.Webhooks().registered(status, answer)
+    path = f"{webhooks.PATH}/{made.id}"
+    exchange(url, request("DELETE", path, host=url.authority, headers=headers), within_s=START_S)
+    return True
 
 
 def scene(system: System, reader: Reader, seed: int) -> Scene:
@@ -94,6 +124,7 @@ def scene(system: System, reader: Reader, seed: int) -> Scene:
         ids=[],
         people=people,
         headers=system.headers,
+        admin_headers=system.admin_headers,
         worker_token=system.worker_token,
         seed=seed,
     )

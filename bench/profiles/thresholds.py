@@ -33,8 +33,8 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
-LATENCIES = ("http_req_duration", "ws_delivery_latency", "sse_delivery_latency")
-COUNTED = ("http_reqs", "errors", "dropped_iterations", "lost", "doubled", "disordered", "deliveries")
+LATENCIES = ("http_req_duration", "ws_delivery_latency", "sse_delivery_latency", "webhook_delivery_latency")
+COUNTED = ("http_reqs", "errors", "dropped_iterations", "lost", "doubled", "redelivered", "disordered", "deliveries")
 SAMPLED = ("generator_busy", "backlog_age")
 METRICS = {
     **dict.fromkeys(LATENCIES, ("p", "avg", "min", "max", "count")),

@@ -1,6 +1,6 @@
 """What the system under load costs while it is loaded, looked at from outside once a second.
 
-CPU is told by process, and of the server by thread: the actors share one, and cannot be told apart; its other threads
+CPU is told by process, of the server by thread, and of the thread that runs the actors by actor; its other threads
 serve storage. What PostgreSQL's processes share is counted once (their proportional set size).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +17,31 @@ from types import TracebackType
 from typing import Any, Self
 
 import asyncpg
+import msgspec
 
+from bench.child import Child
 from bench.processes import TICKS_PER_S, children, cpu_seconds, machine_cpu_seconds, resident_bytes
 from bench.profiles.readback import Reader
 from bench.profiles.system import System
+from bench.server_process import Used
 
 ROWS_EVERY_S = 2.0
 LOG_MOST_BYTES = 64 << 20
 ROWS = """
-    SELECT sum(n_dead_tup)::float8 AS dead, sum(n_live_tup)::float8 AS live, sum(n_tup_upd + n_tup_del)::float8 AS gone,
-           sum(autovacuum_count)::float8 AS vacuums
-    FROM pg_stat_user_tables
+    SELECT s.relname AS name, n_dead_tup::float8 AS dead, (n_tup_upd + n_tup_del)::float8 AS gone,
+           autovacuum_count::float8 AS vacuums,
+           coalesce(o.least, current_setting('autovacuum_vacuum_threshold')::float8)
+               + n_live_tup * coalesce(o.share, current_setting('autovacuum_vacuum_scale_factor')::float8) AS due
+    FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid CROSS JOIN LATERAL (
+        SELECT max(option_value::float8) FILTER (WHERE option_name = 'autovacuum_vacuum_threshold') AS least,
+               max(option_value::float8) FILTER (WHERE option_name = 'autovacuum_vacuum_scale_factor') AS share
+        FROM pg_options_to_table(c.reloptions)
+        WHERE option_name IN ('autovacuum_vacuum_threshold', 'autovacuum_vacuum_scale_factor')
+    ) AS o WHERE n_tup_upd + n_tup_del > 0
 """
+HUB = re.compile(r"^fluxora_hub_position ([0-9.e+]+)$", re.MULTILINE)
+DEAD, GONE = "Dead rows of a table: ", "Rows of a table updated or deleted so far: "
+VACUUMED_AT = "Dead rows of a table at which autovacuum comes: "
 Note = Callable[[str, float, float], None]
 
 
@@ -40,6 +54,7 @@ class Watch:
         self._zero = zero
         self._note = note
         self._cpu: dict[str, float] = {}
+        self._of_actors: tuple[float, dict[str, float]] | None = None
         self._machine = 0.0
         self._at = 0.0
         self._rows_at = -ROWS_EVERY_S
@@ -72,6 +87,7 @@ class Watch:
         if server is None:
             return
         server.alive()
+        self._actors(server)
         cpu = self._clocks()
         for name, value in cpu.items():
             self._note(f"CPU, share of a core: {name}", at, (value - self._cpu[name]) / max(1e-3, now - self._at))
@@ -102,24 +118,43 @@ class Watch:
             found["PostgreSQL"] = max(cpu_seconds(postmaster), self._cpu.get("PostgreSQL", 0.0))
         return found
 
+    def _actors(self, server: Child) -> None:
+        """Take in what the server has said of its actors, and ask again: a server that is busy is not waited for."""
+        for line in server.lines():
+            used, now = msgspec.convert(line, Used), time.monotonic()
+            if self._of_actors is not None:
+                then, before = self._of_actors
+                for name, value in used.cpu_s.items():
+                    share = (value - before.get(name, 0.0)) / max(1e-3, now - then)
+                    self._note(f"CPU of an actor, share of a core: {name}", now - self._zero, share)
+            self._of_actors = now, used.cpu_s
+        server.tell({})
+
     def _health(self, at: float) -> None:
         try:
             health = self._reader.get_any("/health")
         except (OSError, http.client.HTTPException):
             return  # that it does not answer is told by the requests
-        for actor in health.get("actors", []):
+        if "webhooks" not in health:
+            return  # nor that what answers is no Fluxora
+        for actor in health["actors"]:
             if actor.get("inbox") is not None:
                 self._note(f"Waiting for an actor: {actor['name']}", at, actor["inbox"])
-        oldest = health.get("webhooks", {}).get("oldestPendingMs")
-        if oldest is not None:
-            self._note("Oldest webhook delivery, s: age", at, oldest / 1e3)
+        self._note("Oldest webhook delivery, s: age", at, (health["webhooks"]["oldestPendingMs"] or 0) / 1e3)
+        behind = health["indexer"]["lagMs"]
+        if behind is not None:
+            self._note("Ingest behind the chain, s: since the last ledger closed", at, behind / 1e3)
 
     def _rows(self, at: float) -> None:
-        row = self._runner.run(self._database.fetchrow(ROWS))
-        self._note("Rows in PostgreSQL: dead", at, row["dead"] or 0.0)
-        self._note("Rows in PostgreSQL: living", at, row["live"] or 0.0)
-        self._note("Rows updated or deleted: so far", at, row["gone"] or 0.0)
-        self._note("Runs of autovacuum: so far", at, row["vacuums"] or 0.0)
+        rows = self._runner.run(self._database.fetch(ROWS))
+        for row in rows:
+            for what, column in ((DEAD, "dead"), (GONE, "gone"), (VACUUMED_AT, "due")):
+                self._note(what + row["name"], at, row[column])
+        self._note("Runs of autovacuum: so far", at, sum(row["vacuums"] for row in rows))
+        head = self._runner.run(self._database.fetchval("SELECT position FROM log_head"))
+        told = HUB.search(self._reader.get_text("/metrics"))
+        if told is not None:
+            self._note("Events behind the log: hub", at, max(0.0, head - float(told[1])))
 
 
 def _threads_cpu_s(pid: int) -> dict[int, float]:

@@ -26,7 +26,7 @@ from bench.sides import Rounds, Side, serve
 from fluxora.storage.embedded import EmbeddedServer
 
 CORES = 2
-CONNECTIONS = (16, 64)
+CONNECTIONS = [16, 64]
 IDS = 1_000  # of all streams, asked for over and over
 BODIES = 5_000
 LEAST_CPU_US = 20.0  # that PostgreSQL takes to read a page
@@ -51,6 +51,9 @@ class Rest:
         parser.add_argument("--streams", type=int, default=10_000, help="streams in the list")
         parser.add_argument("--seconds", type=int, default=1, help="length of a round (5 for the real thing)")
         parser.add_argument("--rounds", type=int, default=3, help="rounds of each side (5 for the real thing)")
+        parser.add_argument(
+            "--connections", nargs="+", type=int, default=CONNECTIONS, help="at a time, one figure each"
+        )
         parser.add_argument("--cases", nargs="+", choices=TITLES, default=list(TITLES), help="only these")
 
     def run(self, run: Run) -> None:
@@ -81,7 +84,7 @@ class Rest:
 def _compare(run: Run, case: str, sides: tuple[Side, Side], folder: Path) -> None:
     """Measure both sides at each number of connections, in alternating order."""
     turn = 0
-    for connections in CONNECTIONS:
+    for connections in run.options.connections:
         warm, found = {side.name: Rounds() for side in sides}, {side.name: Rounds() for side in sides}
         with run.stage(f"{TITLES[case]}, {connections} connections"):
             for number in range(-1 if turn == 0 else 0, run.options.rounds):  # the very first one warms up
@@ -125,11 +128,11 @@ def _create(run: Run, side: Side, folder: Path, server: EmbeddedServer, database
     bodies = _written(folder / "bodies", (json.dumps(_body(number)) for number in range(BODIES)))
     before = asyncio.run(_streams(database_url))
     with run.stage("make the database for pgbench"):
-        answered = _post(run, side, bodies, CONNECTIONS[0], Rounds())  # it inserts what this leaves
+        answered = _post(run, side, bodies, run.options.connections[0], Rounds())  # it inserts what this leaves
         insert = _copied(server, database_url, folder)
     if insert is None:
         run.note("pgbench is not installed: writes have nothing to be compared with")
-    for connections in CONNECTIONS:
+    for connections in run.options.connections:
         title, ours = f"{TITLES['create']}, {connections} conn.", Rounds()
         inserted: dict[pgbench.Form, list[float]] = {form: [] for form in pgbench.POSITIONS if insert is not None}
         with run.stage(f"{TITLES['create']}, {connections} connections"):

@@ -207,6 +207,7 @@ def _judge_beside(run: Run, paced: Arrived, slowed: Arrived, registered: int) ->
     run.figure("the same beside one that is stuck, p50", _percentile(slowed, 50), "ms")
     run.figure("the same beside one that is stuck, p99", p99, "ms")
     run.equal("deliveries lost beside one that is stuck", registered - slowed.distinct, 0)
+    run.equal("deliveries made twice beside one that is stuck", slowed.requests - slowed.distinct, 0)
     run.goal_at_most("p99 beside one that is stuck, ratio", p99 / _percentile(paced, 99), MOST_SLOWED)
 
 

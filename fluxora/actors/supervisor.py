@@ -221,8 +221,8 @@ class _Unit:
             with trio.CancelScope() as self._starting:
                 if self.stopping.is_set():
                     return
-                for actor in self._actors.values():
-                    await nursery.start(actor.live)
+                for name, actor in self._actors.items():
+                    await nursery.start(actor.live, name=name)  # so that a task tells whose it is
                 self.up.set()
             await self.stopping.wait()
             for actor in reversed(self._actors.values()):

@@ -1,10 +1,10 @@
-"""What a scenario of the mixed load is: either requests, each due at a moment, or followers, each of whom stays."""
+"""What a scenario of the mixed load is: requests, each due at a moment, followers, each of whom stays, or receivers."""
 
 from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Protocol
@@ -94,6 +94,54 @@ class Followers(ABC):
     @abstractmethod
     def messages(self, octets: bytearray) -> Iterator[Message]:
         """The whole messages at the beginning of these bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """An endpoint: what is behind position `start` comes, signed with the secret."""
+
+    id: str
+    start: int
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Registered({self.id}, {self.start})"
+
+
+class Receivers(ABC):
+    """A scenario of receivers: endpoints of this machine that the server sends events to. `latency` names its metric.
+
+    They are weighed among the followers.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    weight: ClassVar[float]
+    latency: ClassVar[str]
+
+    @abstractmethod
+    def register(self, scene: Scene, url: str, follows: str) -> bytes:
+        """The request that makes an endpoint. `follows`: the id of a stream, whose order is kept, or "*"."""
+
+    @abstractmethod
+    def registered(self, status: int, body: bytes) -> Registered:
+        """What the answer says of it.
+
+        Raises:
+            Wrong: it is a refusal.
+        """
+
+    @abstractmethod
+    def remove(self, scene: Scene, endpoint: Registered) -> bytes:
+        """The request that takes it away."""
+
+    @abstractmethod
+    def event(self, headers: Sequence[tuple[str, str]], body: bytes, endpoint: Registered) -> Message:
+        """What a request to the endpoint tells.
+
+        Raises:
+            Wrong: it is no delivery to it.
+        """
 
 
 def one_in(chance: random.Random, names: list[str]) -> str:

@@ -142,6 +142,7 @@ def test_a_latency_counts_from_when_the_request_was_due(server):
         ids=[],
         people=[],
         headers={},
+        admin_headers=None,
         worker_token=None,
         seed=1,
     )

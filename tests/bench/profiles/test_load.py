@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 import trio
@@ -19,9 +22,16 @@ import trio
 from bench import server_process
 from bench.child import ROOT, Child
 from bench.harness import Report
+from bench.profiles import system, warm_up
+from bench.profiles.endpoint import Endpoint
+from bench.profiles.readback import Reader
+from bench.profiles.receivers_process import ANSWER
+from bench.profiles.system import System
 from bench.stories import chunks, frames
+from fluxora.protocol.api_keys import ENTROPY_BYTES, make
 
 TOKEN = secrets.token_hex(16)
+KEY, ENTRY = make("bench", ["admin"], entropy=secrets.token_bytes(ENTROPY_BYTES))
 START_S, RUN_S = 60, 60
 SHORT = ("--stages", "0s:60,1s:60", "--followers", "10", "--correctness-only")
 
@@ -31,16 +41,22 @@ def served(postgres_run, tmp_path_factory):
     """The port of the whole runtime over a database with a few streams."""
     url = postgres_run.create()
     log = tmp_path_factory.mktemp("served") / "log"
-    task = server_process.Task(database_url=url, streams=50, worker_token=TOKEN, sockets=100)
+    task = server_process.Task(database_url=url, streams=50, worker_token=TOKEN, sockets=100, admin_key=ENTRY.entry)
     with Child(server_process.__name__, task, log=log) as child:
         yield child.read(within_s=START_S)["port"]
     postgres_run.drop(url)
 
 
 class Spoiler:
-    """Alters what the server answers (`back`) on every connection; `there` may answer in its place."""
+    """Alters what the server answers (`back`) on every connection, and what it is asked (`forth`).
+
+    `there` may answer in its place.
+    """
 
     def back(self, data: bytes) -> bytes:
+        return data
+
+    def forth(self, data: bytes) -> bytes:
         return data
 
     def there(self, _data: bytes) -> bytes | None:
@@ -112,15 +128,69 @@ class Telling(Spoiler):
         return spoilt + data[start:]
 
 
+class Diverting(Spoiler):
+    """Has webhooks sent to another port than that of who asks for them: there is what spoils them."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.receivers = port, 0
+
+    def forth(self, data):
+        if not data.startswith(b"POST /api/admin/webhooks/endpoints ") or b'"enabled":false' in data:
+            return data
+        self.receivers = int(re.search(rb"http://127\.0\.0\.1:([0-9]+)/", data)[1])
+        assert len(str(self.receivers)) == len(str(self.port))  # or the length of the body would be another
+        return data.replace(b":%d/" % self.receivers, b":%d/" % self.port)
+
+
+class Keeping(Spoiler):
+    """Takes the fifth delivery, and passes it on to nobody."""
+
+    deliveries = 0
+
+    def there(self, data):
+        self.deliveries += data.startswith(b"POST /")
+        return ANSWER if self.deliveries == 5 else None
+
+
+class Repeating(Spoiler):
+    """Passes the fifth delivery on twice, and one of the answers back."""
+
+    deliveries = 0
+    too_many = 0
+
+    def forth(self, data):
+        self.deliveries += data.startswith(b"POST /")
+        if self.deliveries != 5:
+            return data
+        self.too_many += 1
+        return data * 2
+
+    def back(self, data):
+        if self.too_many and ANSWER in data:
+            self.too_many -= 1
+            return data.replace(ANSWER, b"", 1)
+        return data
+
+
+class Forging(Spoiler):
+    """Changes what is signed."""
+
+    def forth(self, data):
+        return data.replace(b'"event":"stream.', b'"event":"dreams.')
+
+
 @asynccontextmanager
-async def relay(port: int, spoiler: Spoiler):
+async def relay(port: int | Callable[[], int], spoiler: Spoiler):
+    def target():
+        return port() if callable(port) else port
+
     async def back(server, client):
         async for data in server:
             await spoiler.until(data)
             await client.send_all(spoiler.back(data))
 
     async def pass_on(client):
-        async with client, await trio.open_tcp_stream("127.0.0.1", port) as server, trio.open_nursery() as nursery:
+        async with client, await trio.open_tcp_stream("127.0.0.1", target()) as server, trio.open_nursery() as nursery:
             nursery.start_soon(quietly, back, server, client)
             await quietly(there, client, server)
             nursery.cancel_scope.cancel()
@@ -128,7 +198,7 @@ async def relay(port: int, spoiler: Spoiler):
     async def there(client, server):
         async for data in client:
             answered = spoiler.there(data)
-            await (server.send_all(data) if answered is None else client.send_all(answered))
+            await (server.send_all(spoiler.forth(data)) if answered is None else client.send_all(answered))
 
     async def quietly(do, *ends):
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -142,7 +212,7 @@ async def relay(port: int, spoiler: Spoiler):
 
 async def load(port: int, folder: Path, *options: str) -> tuple[int, Report]:
     command = [sys.executable, "-m", "bench", "load", "--url", f"http://127.0.0.1:{port}", "--output", str(folder)]
-    environ = {**os.environ, "INDEXER_WORKER_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
+    environ = {**os.environ, "INDEXER_WORKER_TOKEN": TOKEN, "FLUXORA_KEY": KEY, "PYTHONPATH": str(ROOT)}
     with trio.fail_after(RUN_S):
         ended = await trio.run_process(
             [*command, *options], env=environ, cwd=ROOT, capture_stdout=True, capture_stderr=True, check=False
@@ -168,9 +238,13 @@ async def test_an_honest_server_passes_and_everything_is_measured(served, tmp_pa
     assert figures["answers, all"] == 60
     assert figures["followers, all that there were"] == 10
     assert figures["writes that were answered as stored"] == figures["events in the log"] > 0
-    for scenario in ("rest_reads", "ingest", "ws_followers", "sse_followers"):
+    assert figures["webhook endpoints"] == 1
+    for scenario in ("rest_reads", "ingest", "ws_followers", "sse_followers", "webhooks"):
         assert 0 < figures[f"{scenario}: p50"] < RUN_S * 1e3
-    assert TOKEN.encode() not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    written = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert TOKEN.encode() not in written
+    assert KEY.encode() not in written
+    assert await endpoints(served) == []
 
 
 @pytest.mark.parametrize(
@@ -190,6 +264,44 @@ async def test_a_broken_server_fails_the_run(served, tmp_path, spoiler, mix, bro
         code, report = await load(port, tmp_path, *SHORT, "--mix", mix)
     assert code == 1
     assert broken in failed(report)
+
+
+@pytest.mark.parametrize(
+    ("spoiler", "broken"),
+    [(Keeping(), {"lost count"}), (Repeating(), {"redelivered count"}), (Forging(), {"errors rate", "lost count"})],
+    ids=["loses a webhook", "doubles a webhook", "forges webhooks"],
+)
+async def test_a_webhook_that_is_not_as_it_should_be_fails_the_run(served, tmp_path, spoiler, broken):
+    diverting = Diverting(0)
+    async with relay(lambda: diverting.receivers, spoiler) as diverting.port, relay(served, diverting) as port:
+        code, report = await load(port, tmp_path, *SHORT, "--mix", "ingest=1,webhooks=1")
+    assert (code, failed(report)) == (1, broken)
+
+
+async def test_without_an_operators_credential_there_are_no_webhooks_and_that_is_said(served, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "KEY", "")
+    code, report = await load(served, tmp_path, *SHORT)
+    assert (code, failed(report)) == (0, set())
+    assert any("no webhooks" in note for note in report.notes)
+    assert "webhook endpoints" not in {figure.name for figure in report.figures}
+
+
+async def endpoints(port: int) -> list[object]:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": KEY}) as client:
+        return (await client.get("/api/admin/webhooks/endpoints")).json()["endpoints"]
+
+
+async def test_caches_are_filled_with_what_is_there_and_with_events_of_its_own(served, tmp_path, monkeypatch):
+    monkeypatch.setattr(warm_up, "EVENTS", 400)
+    target = System(Endpoint("127.0.0.1", served), tmp_path, TOKEN, {}, None)
+    with closing(Reader(target.endpoint, {})) as reader:
+        scene = system.scene(target, reader, 1)
+        before = reader.position()
+        streams, events = warm_up.fill(scene, reader)
+        rows = reader.log(before)
+    assert streams >= 50 + len(scene.hot)
+    assert (events, len(rows), {row.action for row in rows}) == (400, 400, {"withdrew"})
+    assert {row.stream_id for row in rows} == set(scene.hot)
 
 
 async def test_requests_come_when_they_are_due_whether_or_not_there_are_answers(served, tmp_path):

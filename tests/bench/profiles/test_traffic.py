@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import json
 import random
+from datetime import UTC, datetime, timedelta
 
 import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from standardwebhooks import Webhook
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from bench.profiles.endpoint import Endpoint
+from bench.profiles.receivers_process import Place
 from bench.profiles.scene import TICKS_PER_S, Scene
 from bench.profiles.traffic import FOLLOWERS, REQUESTS
-from bench.profiles.traffic.forms import Sort, Wrong
+from bench.profiles.traffic.forms import Registered, Sort, Wrong
 from bench.profiles.traffic.sse_followers import SseFollowers
+from bench.profiles.traffic.webhooks import Webhooks
 from bench.profiles.traffic.ws_followers import WsFollowers
 from bench.server_process import CONTRACT, account
 from fluxora.http.pushed_event import read_batch
@@ -33,6 +37,7 @@ def scene(**changes):
         "ids": ["stream-a", "stream-b"],
         "people": PEOPLE,
         "headers": {"x-api-key": "flx_secret"},
+        "admin_headers": {"x-api-key": "flx_operator"},
         "worker_token": "correct horse",
         "seed": 1,
     }
@@ -117,6 +122,7 @@ def test_a_push_is_stored_where_all_of_it_was_inserted():
 def test_the_scene_hides_what_is_secret():
     assert "secret" not in repr(scene())
     assert "horse" not in repr(scene())
+    assert "operator" not in repr(scene())
 
 
 # -- what is told ------------------------------------------------------------------------------------------------------
@@ -198,3 +204,73 @@ def test_a_subscription_is_a_frame_of_a_client():
     assert json.loads(received.payload) == {"type": "subscribe", "streamId": "stream-a", "ref": "f"}
     hello = SseFollowers().hello(scene(), "stream-a")
     assert hello.startswith(b"GET /api/events/stream?streamId=stream-a HTTP/1.1\r\n")
+
+
+# -- what is sent ------------------------------------------------------------------------------------------------------
+
+ENDPOINT = Registered("we_0197f3c58b6e7c21a5d49e03b7f1c864", 10, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=")
+
+
+@pytest.mark.parametrize(("follows", "only"), [("*", {}), ("stream-a", {"streamIds": ["stream-a"], "ordered": True})])
+def test_an_endpoint_is_made_and_taken_away_by_an_operator(follows, only):
+    form = Webhooks()
+    for octets, method in (
+        (form.register(scene(), "http://127.0.0.1:9/0", follows), b"POST"),
+        (form.remove(scene(), ENDPOINT), b"DELETE"),
+    ):
+        connection = h11.Connection(h11.SERVER)
+        connection.receive_data(octets)
+        head = connection.next_event()
+        assert (head.method, dict(head.headers)[b"x-api-key"]) == (method, b"flx_operator")
+        body = connection.next_event()
+        if method == b"POST":
+            wanted = json.loads(body.data)
+            assert {name: wanted[name] for name in wanted.keys() - {"description"}} == {
+                "url": "http://127.0.0.1:9/0",
+                **only,
+            }
+
+
+def test_an_endpoint_begins_where_the_server_says():
+    body = json.dumps({"id": ENDPOINT.id, "createdPosition": "10", "secret": ENDPOINT.secret}).encode()
+    assert Webhooks().registered(201, body) == ENDPOINT
+    assert ENDPOINT.secret not in repr(ENDPOINT)
+    for status, other in ((403, body), (201, b"{}")):
+        with pytest.raises(Wrong):
+            Webhooks().registered(status, other)
+
+
+def delivery(body, *, at=None):
+    at = at or datetime.now(UTC)
+    signature = Webhook(ENDPOINT.secret).sign("msg_1", at, body)
+    stamp = str(int(at.timestamp()))
+    return [("webhook-id", "msg_1"), ("webhook-timestamp", stamp), ("webhook-signature", signature)]
+
+
+def test_a_delivery_counts_where_its_signature_is_good():
+    body = json.dumps(told(11))
+    message = Webhooks().event(delivery(body), body.encode(), ENDPOINT)
+    assert (message.sort, message.position) == (Sort.EVENT, 11)
+    assert message.event_id == b"1-0279172874240000000-0000000000"
+    for headers, octets in (
+        (delivery(body), body.replace("stream-a", "stream-b").encode()),
+        (delivery(body, at=datetime.now(UTC) - timedelta(hours=1)), body.encode()),
+        (delivery(body)[:2], body.encode()),
+        (delivery("{}"), b"{}"),
+    ):
+        with pytest.raises(Wrong):
+            Webhooks().event(headers, octets, ENDPOINT)
+
+
+def test_an_endpoint_has_all_once_the_last_is_there_and_of_everything_each():
+    everything, one = (Place(Webhooks(), ENDPOINT, follows) for follows in ("*", "stream-a"))
+    lasts = {"*": 13, "stream-a": 12}
+    for position, done in ((13, False), (11, False), (11, False), (12, True)):
+        assert not everything.has_all(lasts)
+        everything.told.append(position)
+        assert everything.has_all(lasts) is done
+    assert everything.story().runs == [(11, 11), (11, 13)]
+    assert not one.has_all(lasts)
+    one.told += [12]
+    assert one.has_all(lasts)
+    assert Place(Webhooks(), ENDPOINT, "stream-b").has_all(lasts)
