@@ -6,6 +6,7 @@ from bisect import bisect_left
 from typing import Final
 
 import msgspec
+from structlog.typing import FilteringBoundLogger
 
 from fluxora.actors.webhook_sender import Sent
 from fluxora.protocol.retries import delay_ms
@@ -37,6 +38,20 @@ def result_of(due: Due, sent: Sent, draw: float) -> Result:
         response=sent.response,
         url=due.url,
         attempts=due.attempts,
+    )
+
+
+def tell(log: FilteringBoundLogger, due: Due, result: Result) -> None:
+    """Log the attempt's end: what is given up is worth a warning, all else only a look."""
+    dead = result.outcome == "dead"
+    write = log.warning if dead else log.debug
+    write(
+        "dispatcher.delivery_dead" if dead else "dispatcher.attempt_ended",
+        outcome=result.outcome,
+        attempt=due.attempts + 1,
+        status=result.status,
+        error=result.error,
+        latency_ms=result.latency_ms,
     )
 
 

@@ -28,10 +28,11 @@ from math import inf
 from uuid import uuid4
 
 import trio
+from structlog.contextvars import bind_contextvars
 
 from fluxora import logs
 from fluxora.actors.breaker import Breakers
-from fluxora.actors.deliveries import DispatcherStatus, Tally, result_of
+from fluxora.actors.deliveries import DispatcherStatus, Tally, result_of, tell
 from fluxora.actors.webhook_sender import Sent, WebhookSender, sign
 from fluxora.config import WebhookConfig
 from fluxora.errors import StorageUnavailable
@@ -349,19 +350,20 @@ class Dispatcher:
     # -- attempts --------------------------------------------------------------------------------------------------
 
     async def _attempt(self, shift: _Shift, due: Due) -> None:
+        # Of this task: whatever is logged on the way of one attempt says whose it is.
+        bind_contextvars(delivery=due.id, endpoint=due.endpoint_id, position=due.event.position)
         began = trio.current_time()
         try:
             message = sign(due.id, due.event, due.secrets, now_s=int(time.time()))
             sent = await self._sender.send(due.url, message)
         except Exception as error:  # noqa: BLE001 (one delivery that cannot be made must not keep all others)
-            self._log.exception("dispatcher.attempt_crashed", delivery=due.id)
+            self._log.exception("dispatcher.attempt_crashed")
             latency_ms = round((trio.current_time() - began) * 1000)
             sent = Sent(None, f"the attempt failed inside Fluxora: {type(error).__name__}", latency_ms)
         result = result_of(due, sent, self._draw())
         self._tally.count(result)
         self._judge(due, sent, began)
-        if result.outcome == "dead":
-            self._log.warning("dispatcher.delivery_dead", delivery=due.id, status=sent.status, error=sent.error)
+        tell(self._log, due, result)
         del shift.in_flight[due.endpoint_id, due.event.position]
         shift.results.append(result)
         shift.bell.set()
@@ -371,7 +373,7 @@ class Dispatcher:
         if sent.delivered:
             self._breakers.succeeded(due.endpoint_id)
         elif self._breakers.failed(due.endpoint_id, began=began, now=trio.current_time()):
-            self._log.info("dispatcher.breaker_opened", endpoint=due.endpoint_id, status=sent.status, error=sent.error)
+            self._log.info("dispatcher.breaker_opened", status=sent.status, error=sent.error)
 
     # -- beside them -----------------------------------------------------------------------------------------------
 

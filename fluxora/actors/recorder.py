@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import trio
+from structlog.contextvars import bind_contextvars
 
 from fluxora import logs
 from fluxora.actors.parcel import Parcel, Recorded
@@ -70,6 +71,7 @@ class Recorder:
         return parcels
 
     async def _record(self, parcels: Sequence[Parcel]) -> None:
+        bind_contextvars(rounds=list(dict.fromkeys(parcel.round for parcel in parcels)))
         try:
             appended = await self._store.append([parcel.batch for parcel in parcels], lease=self._lease)
         except StorageError as error:

@@ -19,6 +19,7 @@ from itertools import chain
 from uuid import UUID
 
 import trio
+from structlog.contextvars import bind_contextvars, get_contextvars
 
 from fluxora import logs
 from fluxora.errors import Conflict, StorageUnavailable, Unavailable
@@ -36,12 +37,13 @@ _PURGED_AT_ONCE = 1_000
 
 
 class _Errand:
-    """A command, and one answer for whoever gave it."""
+    """A command, and one answer for whoever gave it; `request_id` is that of the request that it came with, if any."""
 
-    __slots__ = ("_result", "_settled", "command")
+    __slots__ = ("_result", "_settled", "command", "request_id")
 
     def __init__(self, command: Command) -> None:
         self.command = command
+        self.request_id: str | None = get_contextvars().get("request_id")
         self._settled = trio.Event()
         self._result: Outcome | Exception | None = None
 
@@ -195,6 +197,7 @@ class Registrar:
         parts = deque([errands])
         while parts:
             part = parts.popleft()
+            bind_contextvars(requests=_requests(part))  # of this task, and of what the transaction logs
             try:
                 committed = await self._store.register([errand.command for errand in part])
             except StorageUnavailable as error:
@@ -202,18 +205,30 @@ class Registrar:
                 return
             except Exception as error:  # noqa: BLE001 (whatever it is, it goes to whoever caused it, and to the log)
                 if len(part) == 1:
-                    self._log.exception("registrar.command_failed", command=type(part[0].command).__name__)
+                    self._log.exception(
+                        "registrar.command_failed",
+                        command=type(part[0].command).__name__,
+                        request_id=part[0].request_id,
+                    )
                     self._settle(part[0], error)
                 else:
                     self._log.warning("registrar.group_split", commands=len(part), error=type(error).__name__)
                     parts.extend([errand] for errand in part)
             else:
                 self._publish(committed.appended)
+                self._log.debug(
+                    "registrar.group_committed",
+                    commands=len(part),
+                    events=len(committed.appended.events),
+                    position=committed.appended.position,
+                )
                 for errand, outcome in zip(part, committed.outcomes, strict=True):
                     self._settle(errand, outcome)
 
     def _refuse(self, errands: Sequence[_Errand], error: StorageUnavailable) -> None:
-        self._log.warning("registrar.database_lost", commands=len(errands), error=str(error))
+        self._log.warning(
+            "registrar.database_lost", commands=len(errands), error=str(error), requests=_requests(errands)
+        )
         for errand in errands:
             refusal = StorageUnavailable(str(error))  # one for each task that raises it
             refusal.__cause__ = error
@@ -227,6 +242,10 @@ class Registrar:
                     await trio.lowlevel.checkpoint()
             except StorageUnavailable as error:
                 self._log.info("registrar.purge_postponed", error=str(error))
+
+
+def _requests(errands: Sequence[_Errand]) -> list[str]:
+    return [errand.request_id for errand in errands if errand.request_id is not None]
 
 
 def _take_waiting(errands: list[_Errand], inbox: trio.MemoryReceiveChannel[_Errand], most: int) -> None:

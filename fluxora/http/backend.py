@@ -116,7 +116,7 @@ class Backend:
     limiter: Limiter = field(init=False)
     addresses: ClientAddress = field(init=False)
     cors: Cors = field(init=False)
-    access_log: AccessLog = field(default_factory=AccessLog, init=False)
+    access_log: AccessLog = field(init=False)
     metrics: HttpMetrics = field(default_factory=HttpMetrics, init=False)
     sockets: Sockets = field(init=False)
     exposition: Exposition = field(init=False)
@@ -125,6 +125,7 @@ class Backend:
     def __post_init__(self) -> None:
         """Make what the configuration says."""
         config = self.config
+        self.access_log = AccessLog(config.access_log_sample)
         self.access = Access(config.access, clock=self.clock)
         self.limiter = Limiter(config.limits, wall=self.clock)
         self.addresses = ClientAddress(config.trusted_proxies)
