@@ -58,6 +58,7 @@ def tell(log: FilteringBoundLogger, due: Due, result: Result) -> None:
 class DispatcherStatus(msgspec.Struct, frozen=True):
     """For health and metrics: how much waits, and counts since the start.
 
+    `concurrency` is how many attempts may be under way before those that take long are counted apart.
     `attempts` has a count for each outcome (delivered, retry, dead, gone). `latency_counts` has one for each of
     LATENCY_BOUNDS_S, the attempts that took no longer than it and longer than the one before, and one for those beyond;
     `latency_s` is their sum in seconds.
@@ -71,6 +72,7 @@ class DispatcherStatus(msgspec.Struct, frozen=True):
     attempts: dict[str, int]
     latency_counts: tuple[int, ...]
     latency_s: float
+    concurrency: int = 0
 
 
 class Tally:

@@ -142,6 +142,7 @@ class Dispatcher:
             attempts=dict(self._tally.attempts),
             latency_counts=tuple(self._tally.latency_counts),
             latency_s=self._tally.latency_s,
+            concurrency=self._config.concurrency,
         )
 
     def ring(self) -> None:

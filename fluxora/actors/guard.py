@@ -63,9 +63,11 @@ class Guard:
             task_status.started()
             async for parcel in self._inbox:
                 bind_contextvars(round=parcel.round)
+                self._progress.counts.received += len(parcel.batch.events)
                 if parcel.batch.generation < self._rewind.generation:
                     if parcel.receipt is not None:
                         parcel.receipt.fail(StorageUnavailable("it belongs to a history that has been taken back"))
+                    self._progress.counts.dropped += len(parcel.batch.events)
                     self._log.debug("guard.parcel_dropped", generation=parcel.batch.generation)
                     continue
                 judged = await self._judge(parcel)
@@ -84,6 +86,7 @@ class Guard:
             return parcel
         if self._probe is None:
             return self._undo_and_apply(parcel, conflict)
+        self._progress.counts.dropped += len(batch.events)
         return Parcel(await self._undo(conflict, batch, self._probe), round=parcel.round)
 
     def _undo_and_apply(self, parcel: Parcel, conflict: Conflict) -> Parcel:

@@ -72,6 +72,7 @@ class Recorder:
 
     async def _record(self, parcels: Sequence[Parcel]) -> None:
         bind_contextvars(rounds=list(dict.fromkeys(parcel.round for parcel in parcels)))
+        began = time.perf_counter()
         try:
             appended = await self._store.append([parcel.batch for parcel in parcels], lease=self._lease)
         except StorageError as error:
@@ -81,12 +82,24 @@ class Recorder:
             if not isinstance(error, StorageUnavailable):
                 raise
             await self._wait_for_database(error)
+        self._count(parcels, appended, time.perf_counter() - began)
         self._publish(appended)
         for parcel, outcome in zip(parcels, appended.outcomes, strict=True):
             outcome.duplicates.extend(parcel.duplicates)
             if parcel.receipt is not None:
                 parcel.receipt.resolve(Recorded(outcome, appended.position))
         self._note(parcels, appended)
+
+    def _count(self, parcels: Sequence[Parcel], appended: Appended, seconds: float) -> None:
+        counts = self._progress.counts
+        counts.seconds.add(seconds)
+        counts.events.add(sum(len(parcel.batch.events) for parcel in parcels))
+        counts.sifted += sum(len(parcel.duplicates) for parcel in parcels)
+        for outcome in appended.outcomes:
+            counts.known += len(outcome.duplicates)
+            counts.recorded += len(outcome.inserted)
+            counts.undone += outcome.rolled_back
+            counts.rollbacks += outcome.rolled_back_to is not None
 
     def _note(self, parcels: Sequence[Parcel], appended: Appended) -> None:
         progress = self._progress
