@@ -103,7 +103,8 @@ class HttpConfig:
     `trusted_proxies` are believed in X-Forwarded-For. `cors_origins` are exact, as browsers send them. With `direct`
     the listener serves complete small requests itself. Of `max_connections` at most `max_websockets` may be WebSockets,
     and `max_websockets_per_client` from one address; event streams count as such. A WebSocket that does not answer a
-    ping, sent every `ws_ping_s`, is ended; an event stream gets a comment every `sse_comment_s`.
+    ping, sent every `ws_ping_s`, is ended; an event stream gets a comment every `sse_comment_s`. `access_log_sample` is
+    the part of the requests that went well and quickly that get a log line, from 0 to 1.
     """
 
     access: AccessConfig = AccessConfig()
@@ -126,6 +127,12 @@ class HttpConfig:
     ws_ping_s: float = 30.0
     sse_comment_s: float = 15.0
     drain_s: float = 10.0
+    access_log_sample: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no part of a whole."""
+        if not 0 <= self.access_log_sample <= 1:
+            raise ConfigError("FLUXORA_ACCESS_LOG_SAMPLE: a number from 0 to 1 is needed")
 
 
 @dataclass(frozen=True, kw_only=True)

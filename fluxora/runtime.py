@@ -134,6 +134,7 @@ class Runtime:
             entries=entries,
             publish=self._feed.publish,
         )
+        rpc = source or entries
         backend = Backend(
             config=config.http,
             store=self._store,
@@ -146,9 +147,12 @@ class Runtime:
             webhooks=config.webhooks,
             dispatcher=self._dispatcher,
             backups=self._backups,
+            feed=self._feed,
+            progress=pipeline.progress,
+            calls=None if rpc is None else rpc.status.calls,
+            write_tally=registrar.tally,
         )
         self.app = create_app(backend)
-        rpc = source or entries
         self._monitor = Monitor(
             version=__version__,
             store=self._store,
@@ -167,7 +171,13 @@ class Runtime:
             ChildSpec(self._monitor.name, self._monitor.run, drain=self._monitor.drain),
             ChildSpec(self._feed.name, self._feed.run, drain=self._feed.drain),
             ChildSpec(self._hub.name, self._hub.run, drain=self._hub.drain),
-            ChildSpec(registrar.name, registrar.run, drain=registrar.drain, inbox=lambda: registrar.waiting),
+            ChildSpec(
+                registrar.name,
+                registrar.run,
+                drain=registrar.drain,
+                inbox=lambda: registrar.waiting,
+                inbox_size=registrar.room,
+            ),
             ChildSpec(
                 self._dispatcher.name,
                 self._dispatcher.run,

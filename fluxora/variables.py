@@ -24,6 +24,7 @@ _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
 )
+_DECIMAL = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?", re.ASCII)
 _OWN_PORTS = {"http": 80, "https": 443}
 
 
@@ -52,6 +53,12 @@ def _integer(low: int, high: int) -> Callable[[str, str], int]:
         return int(text)
 
     return parse
+
+
+def _part(name: str, text: str) -> float:
+    if not _DECIMAL.fullmatch(text) or not 0 <= float(text) <= 1:
+        raise ConfigError(f"{name}: a number from 0 to 1 is needed, such as 0.01, got {text[:40]!r}")
+    return float(text)
 
 
 def _milliseconds(low: int, high: int) -> Callable[[str, str], float]:
@@ -200,6 +207,13 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("PORT", "http.port", _integer(0, 65_535), "port for HTTP (0: any free one)"),
     Variable("HOST", "http.host", _text, "address to listen on; 0.0.0.0 for every interface"),
     Variable("LOG_LEVEL", "log_level", _one_of(*LEVELS), f"one of {', '.join(LEVELS)}"),
+    Variable(
+        "FLUXORA_ACCESS_LOG_SAMPLE",
+        "http.access_log_sample",
+        _part,
+        "part of the requests that get a log line, from 0 to 1; failures other than 404 and what takes a second or "
+        "more always do",
+    ),
     Variable("DATABASE_URL", "storage.database_url", _database_url, "PostgreSQL 14 or newer; unset: embedded"),
     Variable("FLUXORA_DATA_DIR", "storage.data_dir", _path, "where embedded PostgreSQL keeps its data"),
     Variable("FLUXORA_DB_POOL_SIZE", "storage.pool_size", _integer(2, 100), "connections to PostgreSQL"),

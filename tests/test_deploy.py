@@ -16,6 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from fluxora.actors.backups import BackupStatus
 from fluxora.actors.deliveries import LATENCY_BOUNDS_S, DispatcherStatus
 from fluxora.actors.hub import Hub
+from fluxora.actors.progress import Progress
+from fluxora.actors.registrar import WriteTally
+from fluxora.actors.sources.call_tally import CallTally
 from fluxora.actors.status import (
     ActorStatus,
     DatabaseStatus,
@@ -28,6 +31,9 @@ from fluxora.actors.status import (
 from fluxora.actors.stream_cache import StreamCache
 from fluxora.config import HttpConfig
 from fluxora.http.backend import Backend
+from fluxora.storage.bridge import BridgeStatus
+from fluxora.storage.pool import PoolStatus
+from fluxora.tallies import Histogram
 from fluxora.variables import VARIABLES
 
 ROOT = Path(__file__).parent.parent
@@ -62,11 +68,16 @@ def exposed() -> Iterator[str]:
             stellar_rpc=RpcStatus(status="ok", failures={"throttled": 1}),
         ),
         webhooks=WebhookStatus(pending=1, oldest_pending_ms=1, dead_lettered=1),
-        actors=[ActorStatus(name="feed", state="running", inbox=1)],
+        actors=[ActorStatus(name="feed", state="running", inbox=1, inbox_size=2)],
     )
+    calls = CallTally()
+    calls.count("getHealth", "ok", 0.1)
     backend = Backend(
         config=HttpConfig(),
-        store=None,  # nothing here asks it
+        store=SimpleNamespace(
+            pool_status=PoolStatus(4, open=1, in_use=1, waiting=0, acquired=1, given_up=0),
+            bridge_status=BridgeStatus(1, waiting=0, timeouts=0, abandoned=0, durations=Histogram()),
+        ),
         push=None,
         hub=Hub(None, None),
         health=lambda: report,
@@ -86,6 +97,10 @@ def exposed() -> Iterator[str]:
             )
         ),
         backups=SimpleNamespace(status=BackupStatus(newest_s=1.0)),
+        feed=SimpleNamespace(head=1, kept=1, in_touch=lambda: True),
+        progress=Progress(lease=1),
+        calls=calls,
+        write_tally=WriteTally(),
     )
     for family in text_string_to_metric_families(backend.exposition.render().decode()):
         for sample in family.samples:

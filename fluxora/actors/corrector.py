@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 
 import trio
+from structlog.contextvars import bind_contextvars
 
 from fluxora import logs
-from fluxora.actors.parcel import Parcel, Receipt, Rewind
+from fluxora.actors.parcel import Parcel, Receipt, Rewind, new_round
 from fluxora.actors.progress import Progress
 from fluxora.actors.sources import LedgerEntry, Source
 from fluxora.errors import SourceError, StorageUnavailable
@@ -70,6 +71,8 @@ class Corrector:
 
     async def _work(self) -> bool:
         """One read; True where there is nothing to do now."""
+        round_id = new_round()
+        bind_contextvars(round=round_id)
         generation = self._rewind.generation
         wants = await self._store.entry_wants(_KEYS_PER_READ)
         if not wants or self._progress.rollbacks or self._rewind.generation != generation:
@@ -94,7 +97,7 @@ class Corrector:
         if corrections:
             batch = LedgerBatch(events=tuple(sorted(corrections, key=lambda e: e.id)), generation=generation)
             receipt = Receipt()
-            await self._outbox.send(Parcel(batch, receipt))
+            await self._outbox.send(Parcel(batch, receipt, round=round_id))
             with trio.fail_after(_RECORDED_WITHIN_S):
                 await receipt.wait()  # a want is settled only once its correction is durable
         await self._store.drop_wants(settled)

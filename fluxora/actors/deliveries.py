@@ -6,6 +6,7 @@ from bisect import bisect_left
 from typing import Final
 
 import msgspec
+from structlog.typing import FilteringBoundLogger
 
 from fluxora.actors.webhook_sender import Sent
 from fluxora.protocol.retries import delay_ms
@@ -43,9 +44,24 @@ def result_of(due: Due, sent: Sent, draw: float) -> Result:
     )
 
 
+def tell(log: FilteringBoundLogger, due: Due, result: Result) -> None:
+    """Log the attempt's end: what is given up is worth a warning, all else only a look."""
+    dead = result.outcome == "dead"
+    write = log.warning if dead else log.debug
+    write(
+        "dispatcher.delivery_dead" if dead else "dispatcher.attempt_ended",
+        outcome=result.outcome,
+        attempt=due.attempts + 1,
+        status=result.status,
+        error=result.error,
+        latency_ms=result.latency_ms,
+    )
+
+
 class DispatcherStatus(msgspec.Struct, frozen=True):
     """For health and metrics: how much waits, and counts since the start.
 
+    `concurrency` is how many attempts may be under way before those that take long are counted apart.
     `attempts` has a count for each outcome (delivered, retry, dead, gone). `latency_counts` has one for each of
     LATENCY_BOUNDS_S, the attempts that took no longer than it and longer than the one before, and one for those beyond;
     `latency_s` is their sum in seconds.
@@ -59,6 +75,7 @@ class DispatcherStatus(msgspec.Struct, frozen=True):
     attempts: dict[str, int]
     latency_counts: tuple[int, ...]
     latency_s: float
+    concurrency: int = 0
 
 
 class Tally:

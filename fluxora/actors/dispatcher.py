@@ -27,10 +27,11 @@ from math import inf
 from uuid import uuid4
 
 import trio
+from structlog.contextvars import bind_contextvars
 
 from fluxora import logs, tracing
 from fluxora.actors.breaker import Breakers
-from fluxora.actors.deliveries import DispatcherStatus, Tally, result_of
+from fluxora.actors.deliveries import DispatcherStatus, Tally, result_of, tell
 from fluxora.actors.retention import PURGE_EVERY_S, purge_now_and_then
 from fluxora.actors.webhook_sender import TEST_EVENT, Sent, WebhookSender, sign
 from fluxora.config import WebhookConfig
@@ -155,6 +156,7 @@ class Dispatcher:
             attempts=dict(self._tally.attempts),
             latency_counts=tuple(self._tally.latency_counts),
             latency_s=self._tally.latency_s,
+            concurrency=self._config.concurrency,
         )
 
     def ring(self) -> None:
@@ -363,6 +365,8 @@ class Dispatcher:
     # -- attempts --------------------------------------------------------------------------------------------------
 
     async def _attempt(self, shift: _Shift, number: int, due: Due) -> None:
+        # Of this task: whatever is logged on the way of one attempt says whose it is.
+        bind_contextvars(delivery=due.id, endpoint=due.endpoint_id, position=due.event.position)
         with tracing.attempt(due.endpoint_id, due.event.event, due.event.position, made=due.attempts) as span:
             await self._make_attempt(shift, number, due, span)
 
@@ -372,14 +376,13 @@ class Dispatcher:
             message = sign(due.id, due.event, due.secrets, now_s=int(time.time()))
             sent = await self._sender.send(due.url, message, span)
         except Exception as error:  # noqa: BLE001 (one delivery that cannot be made must not keep all others)
-            self._log.exception("dispatcher.attempt_crashed", delivery=due.id)
+            self._log.exception("dispatcher.attempt_crashed")
             latency_ms = round((trio.current_time() - began) * 1000)
             sent = Sent(None, f"the attempt failed inside Fluxora: {type(error).__name__}", latency_ms)
         result = result_of(due, sent, self._draw())
         self._tally.count(result)
         self._judge(due, sent, began)
-        if result.outcome == "dead":
-            self._log.warning("dispatcher.delivery_dead", delivery=due.id, status=sent.status, error=sent.error)
+        tell(self._log, due, result)
         shift.end(number, result)
 
     def _judge(self, due: Due, sent: Sent, began: float) -> None:
@@ -389,7 +392,7 @@ class Dispatcher:
         if sent.delivered:
             self._breakers.succeeded(due.endpoint_id)
         elif self._breakers.failed(due.endpoint_id, began=began, now=trio.current_time()):
-            self._log.info("dispatcher.breaker_opened", endpoint=due.endpoint_id, status=sent.status, error=sent.error)
+            self._log.info("dispatcher.breaker_opened", status=sent.status, error=sent.error)
 
     # -- beside them -----------------------------------------------------------------------------------------------
 

@@ -60,6 +60,11 @@ class Feed:
         """True while this process knows of everything that was committed up to `TRUST_S` ago."""
         return trio.current_time() - self._in_touch < TRUST_S
 
+    @property
+    def kept(self) -> int:
+        """How many of the newest events are in memory."""
+        return len(self._recent)
+
     def drain(self) -> None:
         """End the actor; followers keep what they have."""
         self._stop.cancel(reason="the feed is stopping")

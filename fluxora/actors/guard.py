@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import msgspec
 import trio
+from structlog.contextvars import bind_contextvars
 
 from fluxora import logs
 from fluxora.actors.parcel import Parcel, Rewind
@@ -61,9 +62,13 @@ class Guard:
         async with self._inbox, self._outbox:
             task_status.started()
             async for parcel in self._inbox:
+                bind_contextvars(round=parcel.round)
+                self._progress.counts.received += len(parcel.batch.events)
                 if parcel.batch.generation < self._rewind.generation:
                     if parcel.receipt is not None:
                         parcel.receipt.fail(StorageUnavailable("it belongs to a history that has been taken back"))
+                    self._progress.counts.dropped += len(parcel.batch.events)
+                    self._log.debug("guard.parcel_dropped", generation=parcel.batch.generation)
                     continue
                 judged = await self._judge(parcel)
                 if judged.batch.complete_through is not None:
@@ -81,6 +86,7 @@ class Guard:
             return parcel
         if self._probe is None:
             return self._undo_and_apply(parcel, conflict)
+        self._progress.counts.dropped += len(batch.events)
         return replace(parcel, batch=await self._undo(conflict, batch, self._probe), receipt=None, duplicates=())
 
     def _undo_and_apply(self, parcel: Parcel, conflict: Conflict) -> Parcel:

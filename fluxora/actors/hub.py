@@ -52,12 +52,16 @@ class ResumeLost(Exception):
 
 
 class HubStatus(msgspec.Struct, frozen=True):
-    """For metrics: how many there are now, and counts since the start (`told`: events times subscribers)."""
+    """For metrics: how many there are now, and counts since the start (`told`: events times subscribers).
+
+    Of those that are `catching_up`, `reading` have a turn at the database, or wait for one.
+    """
 
     position: int
     subscribers: int
     subscriptions: int
     catching_up: int
+    reading: int
     told: int
     dropped: int
 
@@ -94,6 +98,7 @@ class Hub:
             len(audience.members),
             audience.subscriptions,
             self._catching_up,
+            self._reading.borrowed_tokens + self._reading.statistics().tasks_waiting,
             audience.told,
             self._dropped,
         )

@@ -15,9 +15,10 @@ from contextlib import aclosing
 
 import msgspec
 import trio
+from structlog.contextvars import bind_contextvars
 
 from fluxora import logs, tracing
-from fluxora.actors.parcel import Parcel, Rewind
+from fluxora.actors.parcel import Parcel, Rewind, new_round
 from fluxora.actors.progress import Progress
 from fluxora.actors.sources import Source, Tip
 from fluxora.config import SourceConfig
@@ -57,6 +58,7 @@ class Ingester:
         self._begin_at_oldest = epoch > 1  # the configured start is one of the first epoch
         self._generation = rewind.generation
         self._wait_s = _FIRST_WAIT_S
+        self._round_id = ""
         self._log = logs.get(self.name)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -80,6 +82,8 @@ class Ingester:
 
     async def _round(self) -> bool:
         """Fetch up to the tip, at most one window; True where there was nothing to fetch."""
+        self._round_id = new_round()
+        bind_contextvars(round=self._round_id)  # the source's lines carry it too
         self._obey_rewind()
         tip = await self._source.tip()
         self._progress.tip = tip.latest
@@ -129,7 +133,7 @@ class Ingester:
     async def _send(self, batch: LedgerBatch) -> None:
         if self._generation:
             batch = msgspec.structs.replace(batch, generation=self._generation)
-        await self._outbox.send(Parcel(batch))
+        await self._outbox.send(Parcel(batch, round=self._round_id))
 
     # Headers
 

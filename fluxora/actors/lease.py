@@ -47,13 +47,13 @@ class LeaseKeeper:
     async def _hold(self) -> None:
         lease = await self._take()
         try:
-            self._progress.leading = True
+            self._progress.leading, self._progress.lease = True, lease.number
             self._log.info("lease.taken", number=lease.number)
             await self._granted(lease.number)
             await lease.lost.wait()
             raise LeaseLost(f"the connection that held lease {lease.number} is gone")
         finally:
-            self._progress.leading = False
+            self._progress.leading, self._progress.lease = False, None
             with trio.move_on_after(2, shield=True):  # released on cancellation too, or the next holder waits for TCP
                 await lease.aclose()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import trio
@@ -51,16 +52,23 @@ class Receipt:
         return self._result
 
 
+def new_round() -> str:
+    """An id for one round of whoever fetches: log lines of all who handle what it brings carry it."""
+    return os.urandom(6).hex()
+
+
 @dataclass(frozen=True, slots=True)
 class Parcel:
     """A batch on its way; `duplicates` are the ids that the deduplicator took out.
 
+    `round` is the id of what it came by: a round of the ingester or the corrector, or the request that pushed it;
     `cause` is where in a trace it set out.
     """
 
     batch: LedgerBatch
     receipt: Receipt | None = None
     duplicates: tuple[str, ...] = ()
+    round: str = field(default_factory=new_round, compare=False)
     cause: Mark | None = field(default_factory=here)
 
 

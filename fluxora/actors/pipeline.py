@@ -247,7 +247,13 @@ def _child(
         if not shared.granted.is_set():
             scope.cancel(reason=f"{name} never began")
 
-    return ChildSpec(name, live, drain=drain, inbox=lambda: inbox.statistics().current_buffer_used)
+    return ChildSpec(
+        name,
+        live,
+        drain=drain,
+        inbox=lambda: inbox.statistics().current_buffer_used,
+        inbox_size=int(inbox.statistics().max_buffer_size),
+    )
 
 
 def _cancellable(

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fluxora.protocol.chain import LedgerHeader
+from fluxora.tallies import Histogram
+
+_EVENTS = (1, 10, 100, 500, 1_000, 2_500, 5_000, 10_000)
+
+
+@dataclass(slots=True)
+class IngestCounts:
+    """What became of events since the start: one that comes is dropped, sifted out, known or recorded.
+
+    `dropped` belonged to a history that was taken back while they were on their way, `sifted` had passed a moment
+    before, `known` were in the log already. `undone` were recorded, and taken back by one of the `rollbacks`.
+    `events` and `seconds` are of the recorder's transactions.
+    """
+
+    received: int = 0
+    dropped: int = 0
+    sifted: int = 0
+    known: int = 0
+    recorded: int = 0
+    undone: int = 0
+    rollbacks: int = 0
+    events: Histogram = field(default_factory=lambda: Histogram(_EVENTS))
+    seconds: Histogram = field(default_factory=Histogram)
 
 
 @dataclass(slots=True)
@@ -13,7 +36,8 @@ class Progress:
 
     `complete_through` is durable: every event of every ledger up to it is recorded. `ledger` and `ledger_hash` are the
     newest header known to be ours. `reorg_from` is the first ledger of the history that is taken back, while the
-    rollback and what replaces it are not yet behind us; `rollbacks` counts those found and not yet committed.
+    rollback and what replaces it are not yet behind us; `rollbacks` counts those found and not yet committed. `lease`
+    is the number of the lease that is held here.
     """
 
     safety_margin: int = 1
@@ -28,6 +52,8 @@ class Progress:
     reorg_from: int | None = None
     rollbacks: int = 0
     halted: str | None = None
+    lease: int | None = None
+    counts: IngestCounts = field(default_factory=IngestCounts)
 
     @property
     def reorg_detected(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import trio
+from structlog.contextvars import bind_contextvars
 
 from fluxora import logs, tracing
 from fluxora.actors.parcel import Parcel, Recorded
@@ -70,6 +71,8 @@ class Recorder:
         return parcels
 
     async def _record(self, parcels: Sequence[Parcel]) -> None:
+        bind_contextvars(rounds=list(dict.fromkeys(parcel.round for parcel in parcels)))
+        began = time.perf_counter()
         try:
             appended = await self._appended(parcels)
         except StorageError as error:
@@ -79,6 +82,7 @@ class Recorder:
             if not isinstance(error, StorageUnavailable):
                 raise
             await self._wait_for_database(error)
+        self._count(parcels, appended, time.perf_counter() - began)
         self._publish(appended)
         for parcel, outcome in zip(parcels, appended.outcomes, strict=True):
             outcome.duplicates.extend(parcel.duplicates)
@@ -94,6 +98,17 @@ class Recorder:
             if appended.events:
                 tracing.appended(appended.events[0].position, appended.position, span)
             return appended
+
+    def _count(self, parcels: Sequence[Parcel], appended: Appended, seconds: float) -> None:
+        counts = self._progress.counts
+        counts.seconds.add(seconds)
+        counts.events.add(sum(len(parcel.batch.events) for parcel in parcels))
+        counts.sifted += sum(len(parcel.duplicates) for parcel in parcels)
+        for outcome in appended.outcomes:
+            counts.known += len(outcome.duplicates)
+            counts.recorded += len(outcome.inserted)
+            counts.undone += outcome.rolled_back
+            counts.rollbacks += outcome.rolled_back_to is not None
 
     def _note(self, parcels: Sequence[Parcel], appended: Appended) -> None:
         progress = self._progress

@@ -19,30 +19,62 @@ from itertools import chain
 from uuid import UUID
 
 import trio
+from structlog.contextvars import bind_contextvars, get_contextvars
 
 from fluxora import logs, tracing
-from fluxora.errors import Conflict, StorageUnavailable, Unavailable
+from fluxora.errors import Conflict, IdempotencyConflict, StorageUnavailable, Unavailable
 from fluxora.protocol.lifecycle import NewStream
 from fluxora.protocol.messages import StreamRecord
 from fluxora.protocol.streams import StreamStatus
 from fluxora.storage.records import Committed, StatusName
 from fluxora.storage.store import Appended, Change, Command, Create, IdempotencyKey, Outcome, Registered, Store
+from fluxora.tallies import Histogram
 
 GROUP = 256
 INBOX = 4_096  # under a second's worth of commands
 GATHER_S = 0.001
 PURGE_EVERY_S = 600.0
 _PURGED_AT_ONCE = 1_000
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class WriteTally:
+    """For metrics: how commands ended, what idempotency keys did, and the size and seconds of the transactions.
+
+    `lost`: the database did not answer, or the registrar was interrupted, so nobody knows; `failed`: by a defect;
+    `turned_away`: there was no room, or no registrar.
+    """
+
+    def __init__(self) -> None:
+        self.commands = dict.fromkeys(("created", "changed", "replayed", "refused", "failed", "lost", "turned_away"), 0)
+        self.keys = dict.fromkeys(("replayed", "in_flight", "mismatched"), 0)
+        self.sizes = Histogram(_SIZES)
+        self.seconds = Histogram()
+
+    def count(self, outcome: Outcome) -> None:
+        """One more command is carried out."""
+        if isinstance(outcome, Registered):
+            self.commands["replayed" if outcome.replayed else "created"] += 1
+            self.keys["replayed"] += outcome.replayed
+        elif isinstance(outcome, StreamRecord):
+            self.commands["changed"] += 1
+        else:
+            self.commands["refused"] += 1
+            self.keys["mismatched"] += isinstance(outcome, IdempotencyConflict)
 
 
 class _Errand:
-    """A command, and one answer for whoever gave it; `cause` is where in a trace that was."""
+    """A command, and one answer for whoever gave it.
 
-    __slots__ = ("_result", "_settled", "cause", "command")
+    `request_id` is that of the request that it came with, if any; `cause` is where in a trace that was.
+    """
+
+    __slots__ = ("_result", "_settled", "cause", "command", "request_id")
 
     def __init__(self, command: Command) -> None:
         self.command = command
         self.cause = tracing.here()
+        self.request_id: str | None = get_contextvars().get("request_id")
         self._settled = trio.Event()
         self._result: Outcome | Exception | None = None
 
@@ -91,7 +123,13 @@ class Registrar:
         self._door: trio.MemorySendChannel[_Errand] | None = None
         self._unsettled: set[_Errand] = set()
         self._keys: set[tuple[str, str]] = set()  # of the unsettled ones, by scope and key
+        self.tally = WriteTally()
         self._log = logs.get(self.name)
+
+    @property
+    def room(self) -> int:
+        """How many commands may wait."""
+        return self._inbox
 
     @property
     def waiting(self) -> int:
@@ -109,6 +147,7 @@ class Registrar:
             Unavailable: too many commands wait, or the service is stopping.
         """
         if key is not None and (key.scope, key.key) in self._keys:
+            self.tally.keys["in_flight"] += 1
             raise Conflict("A request with this Idempotency-Key is still in flight; wait for its answer")
         answer = await self._carried_out(Create(f"stream-{_uuid7().hex}", str(_uuid7()), new, key))
         assert isinstance(answer, Registered)
@@ -150,16 +189,19 @@ class Registrar:
                 nursery.cancel_scope.cancel(reason="the registrar has drained")
         finally:
             self.drain()
+            self.tally.commands["lost"] += len(self._unsettled)
             for errand in tuple(self._unsettled):
                 self._settle(errand, Unavailable("The service was interrupted; look whether it was done, or try again"))
 
     async def _carried_out(self, command: Command) -> Registered | StreamRecord:
         if self._door is None:
+            self.tally.commands["turned_away"] += 1
             raise Unavailable("The service takes no writes now")
         errand = _Errand(command)
         try:
             self._door.send_nowait(errand)
         except trio.WouldBlock:
+            self.tally.commands["turned_away"] += 1
             raise Unavailable("Too many writes are waiting") from None
         self._unsettled.add(errand)
         if isinstance(command, Create) and command.key is not None:
@@ -196,6 +238,8 @@ class Registrar:
         parts = deque([errands])
         while parts:
             part = parts.popleft()
+            bind_contextvars(requests=_requests(part))  # of this task, and of what the transaction logs
+            began = time.perf_counter()
             try:
                 committed = await self._registered(part)
             except StorageUnavailable as error:
@@ -203,14 +247,28 @@ class Registrar:
                 return
             except Exception as error:  # noqa: BLE001 (whatever it is, it goes to whoever caused it, and to the log)
                 if len(part) == 1:
-                    self._log.exception("registrar.command_failed", command=type(part[0].command).__name__)
+                    self._log.exception(
+                        "registrar.command_failed",
+                        command=type(part[0].command).__name__,
+                        request_id=part[0].request_id,
+                    )
+                    self.tally.commands["failed"] += 1
                     self._settle(part[0], error)
                 else:
                     self._log.warning("registrar.group_split", commands=len(part), error=type(error).__name__)
                     parts.extend([errand] for errand in part)
             else:
+                self.tally.sizes.add(len(part))
+                self.tally.seconds.add(time.perf_counter() - began)
                 self._publish(committed.appended)
+                self._log.debug(
+                    "registrar.group_committed",
+                    commands=len(part),
+                    events=len(committed.appended.events),
+                    position=committed.appended.position,
+                )
                 for errand, outcome in zip(part, committed.outcomes, strict=True):
+                    self.tally.count(outcome)
                     self._settle(errand, outcome)
 
     async def _registered(self, errands: Sequence[_Errand]) -> Committed:
@@ -222,7 +280,10 @@ class Registrar:
             return committed
 
     def _refuse(self, errands: Sequence[_Errand], error: StorageUnavailable) -> None:
-        self._log.warning("registrar.database_lost", commands=len(errands), error=str(error))
+        self._log.warning(
+            "registrar.database_lost", commands=len(errands), error=str(error), requests=_requests(errands)
+        )
+        self.tally.commands["lost"] += len(errands)
         for errand in errands:
             refusal = StorageUnavailable(str(error))  # one for each task that raises it
             refusal.__cause__ = error
@@ -236,6 +297,10 @@ class Registrar:
                     await trio.lowlevel.checkpoint()
             except StorageUnavailable as error:
                 self._log.info("registrar.purge_postponed", error=str(error))
+
+
+def _requests(errands: Sequence[_Errand]) -> list[str]:
+    return [errand.request_id for errand in errands if errand.request_id is not None]
 
 
 def _take_waiting(errands: list[_Errand], inbox: trio.MemoryReceiveChannel[_Errand], most: int) -> None:

@@ -8,12 +8,13 @@ import msgspec
 
 
 class ActorStatus(msgspec.Struct, rename="camel", kw_only=True):
-    """One actor: `inbox` is the number of items that wait for it, None for an actor without one."""
+    """One actor: `inbox` items of at most `inbox_size` wait for it; both None for an actor without an inbox."""
 
     name: str
     state: Literal["starting", "running", "restarting", "stopped"]
     restarts: int = 0
     inbox: int | None = None
+    inbox_size: int | None = None
     last_error: str | None = None
 
 

@@ -40,7 +40,7 @@ class ChildSpec:
 
     `drain` asks it, at once and at most once, to end by itself; without one it is expected to end because its input
     does. `restart`: a permanent child may end only when the supervisor stops, a transient one whenever it likes.
-    `inbox` counts what waits for it; `inner` are the statuses of what it supervises itself.
+    `inbox` counts what waits for it, of at most `inbox_size`; `inner` are the statuses of what it supervises itself.
     """
 
     name: str
@@ -50,6 +50,7 @@ class ChildSpec:
     drain: Callable[[], None] | None = None
     drain_s: float = 5.0
     inbox: Callable[[], int] | None = None
+    inbox_size: int | None = None
     inner: Callable[[], list[ActorStatus]] | None = None
 
 
@@ -315,6 +316,7 @@ class _Actor:
             state=self.state,
             restarts=self._restarts,
             inbox=spec.inbox() if spec.inbox else None,
+            inbox_size=spec.inbox_size,
             last_error=self.last_error,
         )
         return [status, *(spec.inner() if spec.inner else ())]

@@ -4,13 +4,17 @@ It is on the path of every request. Where log lines are our JSON it is written w
 same effect, and lines are written together: those of one turn of the event loop, before the loop waits for more. So an
 idle server's line is out at once, and a busy one's cost a hundredth of a system call each. Elsewhere (a terminal, an
 embedder's own set-up) it is an ordinary line of the logger.
+
+Where only a sample is wanted, what went wrong and what took long is written all the same. A 404 is no such failure:
+anybody can cause as many as they like, and as a rule nothing is wrong here.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -21,6 +25,9 @@ import trio
 from fluxora import logs
 
 MOST_LINES = 256
+SLOW_S = 1.0
+_FAILED = 400
+_NOT_FOUND = 404
 
 _log = logs.get("http")
 
@@ -45,9 +52,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 class AccessLog(trio.abc.Instrument):
-    """Writes lines; as an instrument of the trio run it does so whenever the run is about to wait."""
+    """Writes lines; as an instrument of the trio run it does so whenever the run is about to wait.
 
-    def __init__(self) -> None:
+    `sample` is the part of what went well and quickly that gets a line, from 0 to 1. `draw` draws from [0, 1).
+    """
+
+    def __init__(self, sample: float = 1.0, *, draw: Callable[[], float] = random.random) -> None:
+        self._sample = sample
+        self._draw = draw
         self._lines: list[bytes] = []
         self._users = 0
 
@@ -72,6 +84,8 @@ class AccessLog(trio.abc.Instrument):
 
         `trace_id` is that of its trace, "" where there is none.
         """
+        if self._sample < 1.0 and self._is_usual(status, seconds) and self._draw() >= self._sample:
+            return
         duration_ms = round(seconds * 1000, 3)
         if not logs.are_plain_json():
             _log.info(
@@ -88,6 +102,10 @@ class AccessLog(trio.abc.Instrument):
             self._lines.append(_encode(_TracedLine(*told, trace_id=trace_id) if trace_id else _Line(*told)))
             if len(self._lines) >= MOST_LINES:
                 self.flush()
+
+    @staticmethod
+    def _is_usual(status: int, seconds: float) -> bool:
+        return (status < _FAILED or status == _NOT_FOUND) and seconds < SLOW_S
 
     def flush(self) -> None:
         """Write the lines at hand."""

@@ -12,10 +12,15 @@ import trio
 
 from fluxora.actors.backups import Backups
 from fluxora.actors.dispatcher import Dispatcher
+from fluxora.actors.feed import Feed
 from fluxora.actors.hub import Hub
+from fluxora.actors.progress import Progress
+from fluxora.actors.registrar import WriteTally
+from fluxora.actors.sources.call_tally import CallTally
 from fluxora.actors.status import HealthReport
 from fluxora.actors.stream_cache import StreamCache
 from fluxora.config import HttpConfig, WebhookConfig
+from fluxora.http import metric_families as families
 from fluxora.http.access import Access
 from fluxora.http.access_log import AccessLog
 from fluxora.http.client_address import ClientAddress
@@ -96,6 +101,8 @@ class Writes(Protocol):
 class Backend:
     """Handed to every handler. `clock` returns Unix seconds; setting `stopping` starts the graceful stop.
 
+    `feed`, `progress`, `calls` and `write_tally` are for metrics alone.
+
     What stands below `stopping` is made from `config`, once: it is the same for every carrier of one front.
     """
 
@@ -110,13 +117,17 @@ class Backend:
     webhooks: WebhookConfig = field(default_factory=WebhookConfig)
     dispatcher: Dispatcher | None = None
     backups: Backups | None = None
+    feed: Feed | None = None
+    progress: Progress | None = None
+    calls: CallTally | None = None
+    write_tally: WriteTally | None = None
     clock: Callable[[], float] = time.time
     stopping: trio.Event = field(default_factory=trio.Event)
     access: Access = field(init=False)
     limiter: Limiter = field(init=False)
     addresses: ClientAddress = field(init=False)
     cors: Cors = field(init=False)
-    access_log: AccessLog = field(default_factory=AccessLog, init=False)
+    access_log: AccessLog = field(init=False)
     metrics: HttpMetrics = field(default_factory=HttpMetrics, init=False)
     sockets: Sockets = field(init=False)
     exposition: Exposition = field(init=False)
@@ -125,6 +136,7 @@ class Backend:
     def __post_init__(self) -> None:
         """Make what the configuration says."""
         config = self.config
+        self.access_log = AccessLog(config.access_log_sample)
         self.access = Access(config.access, clock=self.clock)
         self.limiter = Limiter(config.limits, wall=self.clock)
         self.addresses = ClientAddress(config.trusted_proxies)
@@ -138,10 +150,16 @@ class Backend:
             clock=self.clock,
         )
         self.exposition = Exposition(
-            self.metrics,
-            self.sockets,
-            health=self.health,
-            cache=lambda: self.cache,
-            webhooks=lambda: None if self.dispatcher is None else self.dispatcher.status,
-            backups=lambda: None if self.backups is None else self.backups.status,
+            self.metrics.collect,
+            lambda: families.of_sockets(self.sockets, config.max_websockets),
+            lambda: families.of_health(self.health()),
+            lambda: families.of_cache(self.cache),
+            lambda: families.of_webhooks(None if self.dispatcher is None else self.dispatcher.status),
+            lambda: families.of_backups(None if self.backups is None else self.backups.status),
+            lambda: families.of_storage(self.store),
+            lambda: families.of_ingest(self.progress),
+            lambda: families.of_calls(self.calls),
+            lambda: families.of_feed(self.feed),
+            lambda: families.of_writes(self.write_tally),
+            lambda: families.of_limits(self.limiter),
         )

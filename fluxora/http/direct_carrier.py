@@ -112,9 +112,9 @@ class DirectCarrier:
 
     async def refuse(self, connection: Connection, status: int) -> None:
         """Answer what is no request, and end the connection."""
-        _log.info("http.request_refused", status=status)
-        self._backend.metrics.refused(status)
         request_id = new_request_id()
+        _log.info("http.request_refused", status=status, request_id=request_id)
+        self._backend.metrics.refused(status)
         await connection.send_all(rendered(transport_refusal(status, request_id), request_id, close=True))
         await connection.aclose()
 

@@ -294,7 +294,7 @@ class _Protocol(H11Protocol):
         if self.connection.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             return  # a reply is under way already; the connection just ends
         request_id = new_request_id()
-        _log.info("http.request_refused", status=status_code)
+        _log.info("http.request_refused", status=status_code, request_id=request_id)
         self.metrics.refused(status_code)
         reply = transport_refusal(status_code, request_id)
         await self.send(RawData(data=rendered(reply, request_id, close=True)))
@@ -324,9 +324,10 @@ class _Shim:
         try:
             await self._app(_with_rooted_path(scope), receive, noting)
         except* Exception:  # noqa: BLE001 (logged; a group, whose cancellations have to pass on)
-            _log.exception("http.application_failed")
+            request_id = new_request_id()
+            _log.exception("http.application_failed", request_id=request_id)
             if not started:
-                await _send_refusal(send)
+                await _send_refusal(send, request_id)
 
 
 def _with_rooted_path(scope: Scope) -> Scope:
@@ -336,8 +337,7 @@ def _with_rooted_path(scope: Scope) -> Scope:
     return scope
 
 
-async def _send_refusal(send: ASGISendCallable) -> None:
-    request_id = new_request_id()
+async def _send_refusal(send: ASGISendCallable, request_id: str) -> None:
     reply = transport_refusal(500, request_id)
     headers = encoded(headers_of(reply, request_id, close=True))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})

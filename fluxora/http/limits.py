@@ -56,7 +56,10 @@ class Grant(msgspec.Struct, frozen=True):
 
 
 class Limiter:
-    """The buckets of one listener. `clock` only ever goes forward; `wall` returns Unix seconds."""
+    """The buckets of one listener. `clock` only ever goes forward; `wall` returns Unix seconds.
+
+    `refused` counts what was not allowed, by the name of the policy.
+    """
 
     def __init__(
         self,
@@ -75,6 +78,13 @@ class Limiter:
         self._admin = _Policy("admin", config.admin)
         self._failures = _Policy("failed-credentials", FAILURES_PER_MINUTE)
         self._buckets: LRUCache[tuple[str, str], _Bucket] = LRUCache(most_buckets)
+        policies = (self._read, self._write, self._key, self._admin, self._failures)
+        self.refused = {policy.name: 0 for policy in policies}
+
+    @property
+    def callers(self) -> int:
+        """How many buckets are kept."""
+        return len(self._buckets)
 
     def take(self, principal: Principal, client: str, kind: Literal["read", "write"]) -> Grant | None:
         """Take a token for one request; None where limits are off. Nobody's reads and writes have a bucket each."""
@@ -113,6 +123,8 @@ class Limiter:
         if over <= 0:
             lacking += cost
             bucket.full_at = now + lacking
+        else:
+            self.refused[policy.name] += 1
         return policy.grant(lacking, over, self._wall())
 
 

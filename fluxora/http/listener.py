@@ -86,7 +86,7 @@ class Front:
         self._metrics = backend.metrics
         self._stopping = backend.stopping
         self._nursery = nursery
-        self._most = _affordable(backend.config.max_connections)
+        self._most = backend.metrics.most_connections = _affordable(backend.config.max_connections)
         self._carrier = DirectCarrier(backend, HypercornCarrier(create_app(backend), backend.metrics))
         self._connections: set[Connection] = set()
         self._sockets = backend.sockets

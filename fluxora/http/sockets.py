@@ -55,6 +55,12 @@ class Sockets:
         """How many event streams are open."""
         return self._streams
 
+    @property
+    def queued(self) -> tuple[int, int]:
+        """How many have bytes waiting that the kernel did not take, and how many bytes all of them."""
+        waiting = [size for outlet in self._open if (size := outlet.line.offered_bytes)]
+        return len(waiting), sum(waiting)
+
     def count_of(self, client: str) -> int:
         """How many of both are open from one address (of IPv6: from its /64)."""
         return self._of_site[site_of(client)]

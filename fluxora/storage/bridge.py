@@ -12,14 +12,17 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
+import msgspec
 import trio
 
 from fluxora import logs, tracing
 from fluxora.errors import StorageError, StorageUnavailable
+from fluxora.tallies import Histogram
 
 try:
     from uvloop import new_event_loop
@@ -60,6 +63,20 @@ class _Call(Generic[T]):
         return self.value  # type: ignore[return-value]  # set together with `finished`
 
 
+class BridgeStatus(msgspec.Struct, frozen=True):
+    """For metrics: units of work that are under way, those of them that have not begun, and counts since the start.
+
+    `timeouts` were not done by their deadline, `abandoned` did not even end when they were cancelled; `durations` are
+    of all, in seconds, from the caller's asking to its having the outcome.
+    """
+
+    in_flight: int
+    waiting: int
+    timeouts: int
+    abandoned: int
+    durations: Histogram
+
+
 class Bridge:
     """A running loop thread. Made by `open_bridge`; `run` may be called from any task of that trio run."""
 
@@ -69,7 +86,17 @@ class Bridge:
         self._calls: set[_Call[Any]] = set()
         self._lock = threading.Lock()  # guards _calls and _dead between the two threads
         self._dead: BaseException | None = None
+        self._timeouts = 0
+        self._abandoned = 0
+        self._durations = Histogram()
         self._thread = threading.Thread(target=self._main, name="fluxora-storage", daemon=True)
+
+    @property
+    def status(self) -> BridgeStatus:
+        """For metrics."""
+        with self._lock:
+            waiting = sum(call.task is None for call in self._calls)
+            return BridgeStatus(len(self._calls), waiting, self._timeouts, self._abandoned, self._durations)
 
     async def run(
         self,
@@ -90,10 +117,19 @@ class Bridge:
             StorageError: the thread is gone.
         """
         with tracing.database(operation, begins=not heartbeat):
-            return await self._run(work, *args, deadline_s=deadline_s)
+            return await self._timed(work, args, deadline_s)
 
-    async def _run(self, work: Callable[[*Ts], Awaitable[T]], *args: *Ts, deadline_s: float | None) -> T:
+    async def _timed(self, work: Callable[[*Ts], Awaitable[T]], args: tuple[*Ts], deadline_s: float | None) -> T:
         call: _Call[T] = _Call()
+        asked = time.perf_counter()
+        try:
+            return await self._run(call, work, args, deadline_s)
+        finally:
+            self._durations.add(time.perf_counter() - asked)
+
+    async def _run(
+        self, call: _Call[T], work: Callable[[*Ts], Awaitable[T]], args: tuple[*Ts], deadline_s: float | None
+    ) -> T:
         self._submit(call, work, args)
         grace_s = GRACE_S if deadline_s is None else min(GRACE_S, deadline_s / 5)
         try:
@@ -105,6 +141,7 @@ class Bridge:
             raise
         if call.finished or await self._stop(call, grace_s):
             return call.outcome()
+        self._timeouts += 1
         raise StorageUnavailable(f"no answer within {deadline_s:g} s")
 
     def spawn(self, work: Callable[[*Ts], Coroutine[Any, Any, None]], *args: *Ts) -> None:
@@ -183,6 +220,7 @@ class Bridge:
             with trio.move_on_after(grace_s, shield=True):
                 await call.done.wait()
             if not call.finished:
+                self._abandoned += 1
                 log.warning("bridge.work_abandoned", grace_s=grace_s)
                 self._loop.call_soon_threadsafe(cut)
         return call.finished and not isinstance(call.error, asyncio.CancelledError)

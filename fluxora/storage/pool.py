@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
 import asyncpg
+import msgspec
 
 from fluxora.config import StorageConfig
 from fluxora.errors import ConfigError, StorageUnavailable
@@ -127,35 +128,44 @@ async def connect(url: str, config: StorageConfig, **more: str) -> Connection:
     return connection
 
 
+class PoolStatus(msgspec.Struct, frozen=True):
+    """For metrics: connections that may be open, are, and are at work; units of work that wait for one; counts.
+
+    `acquired` counts the connections that were handed out, `given_up` the waits that a deadline or the caller ended.
+    """
+
+    size: int
+    open: int
+    in_use: int
+    waiting: int
+    acquired: int
+    given_up: int
+
+
 class Pool:
     """At most `pool_size` connections, made when needed, so that it can be opened while PostgreSQL is away."""
 
-    def __init__(self, bridge: Bridge, pool: Any, cut_short: set[int]) -> None:
+    def __init__(self, bridge: Bridge, size: int) -> None:
         self._bridge = bridge
-        self._pool = pool
-        self._cut_short = cut_short  # server processes of connections whose unit of work was
+        self._size = size
+        self._pool: Any = None  # made by `open`
+        self._cut_short: set[int] = set()  # server processes of connections whose unit of work was
+        self._open = 0
+        self._in_use = 0
+        self._waiting = 0
+        self._acquired = 0
+        self._given_up = 0
+
+    @property
+    def status(self) -> PoolStatus:
+        """For metrics; may be asked from any thread."""
+        return PoolStatus(self._size, self._open, self._in_use, self._waiting, self._acquired, self._given_up)
 
     @classmethod
     async def open(cls, bridge: Bridge, url: str, config: StorageConfig) -> Pool:
         """Make the pool; nothing is connected yet."""
-
-        async def init(connection: Connection) -> None:
-            keep_alive(connection)
-
-        cut_short: set[int] = set()
-
-        async def reset(connection: Connection) -> None:
-            """Mostly nothing: no unit of work leaves session state behind, and RESET ALL would cost a round trip each.
-
-            After one that was cut short in the middle of a statement, driver and server may differ on whether a
-            transaction is open; a ROLLBACK settles it either way.
-            """
-            pid = connection.get_server_pid()
-            if pid in cut_short:
-                cut_short.discard(pid)
-                await connection.execute("ROLLBACK")
-
-        pool = await asyncpg.create_pool(
+        made = cls(bridge, config.pool_size)
+        made._pool = await asyncpg.create_pool(
             url,
             min_size=0,
             max_size=config.pool_size,
@@ -163,14 +173,33 @@ class Pool:
             command_timeout=config.statement_timeout_s + 1,
             max_inactive_connection_lifetime=IDLE_CONNECTION_S,
             server_settings=settings(config),
-            init=init,
-            reset=reset,
+            init=made._init,
+            reset=made._reset,
         )
-        return cls(bridge, pool, cut_short)
+        return made
+
+    async def _init(self, connection: Connection) -> None:
+        keep_alive(connection)
+        self._open += 1
+        connection.add_termination_listener(self._ended)
+
+    def _ended(self, _connection: Connection) -> None:
+        self._open -= 1
+
+    async def _reset(self, connection: Connection) -> None:
+        """Mostly nothing: no unit of work leaves session state behind, and RESET ALL would cost a round trip each.
+
+        After one that was cut short in the middle of a statement, driver and server may differ on whether a
+        transaction is open; a ROLLBACK settles it either way.
+        """
+        pid = connection.get_server_pid()
+        if pid in self._cut_short:
+            self._cut_short.discard(pid)
+            await connection.execute("ROLLBACK")
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        connection = await self._pool.acquire()
+        connection = await self._acquire()
         # Found through the connection, for after a release the proxy is empty.
         keep = self._bridge.on_abandon(connection.terminate)
         try:
@@ -180,7 +209,21 @@ class Pool:
             raise
         finally:
             keep()
+            self._in_use -= 1
             await self._pool.release(connection, timeout=RELEASE_S)
+
+    async def _acquire(self) -> Connection:
+        self._waiting += 1
+        try:
+            connection = await self._pool.acquire()
+        except asyncio.CancelledError:
+            self._given_up += 1
+            raise
+        finally:
+            self._waiting -= 1
+        self._acquired += 1
+        self._in_use += 1
+        return connection
 
     async def work(self, unit: Callable[[Connection, *Ts], Awaitable[T]], *args: *Ts) -> T:
         """Run `unit(connection, *args)` on a connection of the pool.

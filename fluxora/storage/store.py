@@ -25,12 +25,12 @@ from fluxora.storage import migrate as migrations
 from fluxora.storage import portfolio as portfolios
 from fluxora.storage import reads, register, webhook_tallies, webhook_workers
 from fluxora.storage.append import Append
-from fluxora.storage.bridge import Bridge, open_bridge
+from fluxora.storage.bridge import Bridge, BridgeStatus, open_bridge
 from fluxora.storage.doorbell import listen
 from fluxora.storage.embedded import open_embedded
 from fluxora.storage.inspection import DatabaseFacts, inspect
 from fluxora.storage.lease import Lease
-from fluxora.storage.pool import Connection, Pool
+from fluxora.storage.pool import Connection, Pool, PoolStatus
 from fluxora.storage.portfolio import Portfolio
 from fluxora.storage.records import (
     Appended,
@@ -106,6 +106,16 @@ class Store:
     def url(self) -> str:
         """Where PostgreSQL is reached. May hold a password: not for logs."""
         return self._url
+
+    @property
+    def bridge_status(self) -> BridgeStatus:
+        """Units of work on their way to PostgreSQL's thread and back."""
+        return self._bridge.status
+
+    @property
+    def pool_status(self) -> PoolStatus:
+        """The connections to PostgreSQL."""
+        return self._pool.status
 
     async def try_lease(self) -> Lease | None:
         """Take the ingest lease; None while another replica holds it."""

@@ -12,12 +12,14 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from fluxora import logs
 from fluxora.protocol.messages import LogEvent
 from fluxora.protocol.sockets import Concerned, concerned
 from fluxora.storage.admin_log import NOW_MS
 from fluxora.storage.pool import Connection
 from fluxora.storage.rewind import REVERTED
 
+_log = logs.get("outbox")
 AT_ONCE: Final = 10_000  # rows of one INSERT, and comparisons between two chances for other work of the thread
 
 _ENDPOINTS = f"""
@@ -130,3 +132,4 @@ async def _add(
         queues += [each.queue(event) for event in taken]
     if positions:
         await connection.execute(_ADD, ids, nths, positions, queues, now_ms)
+        _log.debug("outbox.deliveries_added", deliveries=len(positions), first=min(positions), last=max(positions))

@@ -88,6 +88,11 @@ class Callers:
             except Exception as error:  # noqa: BLE001 (the errors are what is looked at)
                 self.answers.append(error)
 
+    async def until(self, count: int) -> None:
+        """Wait for so many answers."""
+        while len(self.answers) < count:
+            await trio.lowlevel.checkpoint()
+
     def kinds(self) -> Counter[str]:
         return Counter(type(answer).__name__ for answer in self.answers)
 
@@ -404,6 +409,54 @@ async def test_a_full_inbox_refuses_at_once(store: Store) -> None:
     assert callers.kinds() == Counter(Registered=4)
     async with running(store) as registrar:
         assert not (await registrar.create(new(), key())).replayed
+
+
+async def test_every_command_is_counted_once_by_how_it_ended(store: Store) -> None:
+    gate = Gate(store)
+    async with running(gate, inbox=5, group=4) as registrar, calling() as callers:
+        tally = registrar.tally
+        callers.give(registrar.create, new(), key("a"))
+        await blocked()
+        callers.give(registrar.create, new(), key("a"))  # in flight: no command
+        callers.give(registrar.create, new(end_time=1, start_time=2), None)
+        for _ in range(4):
+            callers.give(registrar.create, new(), None)
+        await blocked()
+        callers.give(registrar.create, new(), None)  # no room
+        await blocked()
+        gate.open.set()
+        await callers.until(8)
+        made = await registrar.create(new(), key("a"))
+        assert made.replayed
+        with pytest.raises(IdempotencyConflict):
+            await registrar.create(new(), key("a", b"[]"))
+        await registrar.change(made.stream_id, "paused")
+    ended = {"created": 5, "changed": 1, "replayed": 1, "refused": 2, "turned_away": 1, "failed": 0, "lost": 0}
+    assert tally.commands == ended
+    assert tally.keys == {"replayed": 1, "in_flight": 1, "mismatched": 1}
+    assert (sum(tally.sizes.counts), tally.sizes.total) == (6, 9), "groups of 1, 4 and 1, and three commands alone"
+    assert sum(tally.seconds.counts) == 6
+    assert tally.seconds.total > 0
+
+
+async def test_what_nobody_knows_of_is_counted_as_such(store: Store) -> None:
+    class Away(Gate):
+        async def register(self, commands: Sequence[Command]) -> Committed:
+            await self.open.wait()
+            raise StorageUnavailable("away") if commands[0].key else ZeroDivisionError
+
+    gate = Away(store)
+    async with calling() as callers, running(gate) as registrar:
+        callers.give(registrar.create, new(), key())
+        await blocked()
+        gate.open.set()
+        await callers.until(1)
+        callers.give(registrar.create, new(), None)
+        await callers.until(2)
+        gate.open = trio.Event()
+        callers.give(registrar.create, new(), None)
+        await blocked()
+    assert (registrar.tally.commands["lost"], registrar.tally.commands["failed"]) == (2, 1)
 
 
 async def test_expired_keys_are_purged_now_and_then(

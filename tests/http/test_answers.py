@@ -90,6 +90,7 @@ async def test_a_defect_is_logged_with_its_traceback(start):
     assert failed["exc_info"]
     assert failed["log_level"] == "error"
     assert answer.json()["message"] == "Internal error"
+    assert failed["request_id"] == answer.json()["requestId"]
 
 
 async def test_each_request_leaves_one_line_with_its_route_and_id(start):

@@ -21,6 +21,8 @@ from story import (
     pushed,
     stream,
 )
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 
 from fluxora.errors import BadRequest, StorageUnavailable
 from fluxora.http.pushed_event import read_batch
@@ -92,6 +94,16 @@ async def test_a_batch_is_recorded_and_a_replay_changes_nothing(server):
     assert sorted(replay["duplicateEventIds"]) == [first["eventId"], second["eventId"]]
     mixed = (await post(server, second, creation(1, 12))).json()
     assert (mixed["insertedCount"], mixed["duplicateCount"], mixed["position"]) == (1, 1, "3")
+
+
+async def test_the_log_says_by_which_request_a_batch_came(server):
+    with capture_logs(processors=(merge_contextvars,)) as lines:
+        for request_id, item in (("pushed-1", creation(0, 10)), ("pushed-2", pausing(0, 10, branch="b"))):
+            answer = await post(server, item, headers=HEADERS | {"x-request-id": request_id})
+            assert answer.status_code == 200
+    committed = [line["rounds"] for line in lines if line["event"] == "recorder.batch_committed"]
+    assert committed == [["pushed-1"], ["pushed-2"]]
+    assert [line["round"] for line in lines if line["event"] == "guard.fork_detected"] == ["pushed-2"]
 
 
 async def test_raw_xdr_means_the_same_as_the_decoded_form(server):

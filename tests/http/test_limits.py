@@ -94,6 +94,23 @@ def test_no_window_has_more_than_the_quota_and_its_refill(limit, ticks):
         assert last - first + 1 <= limit + (end - begin) * limit / 60
 
 
+@given(limits, st.lists(st.sampled_from("rwkaf"), max_size=120))
+def test_refusals_are_counted_by_policy(limit, asked):
+    under_test = limiter(Clock(), anonymous_read=limit, anonymous_write=limit, key=limit, admin=limit)
+    ask = {
+        "r": lambda: under_test.take(NOBODY, HERE, "read"),
+        "w": lambda: under_test.take(NOBODY, HERE, "write"),
+        "k": lambda: under_test.take(KEY, HERE, "read"),
+        "a": lambda: under_test.take(ADMIN, HERE, "read"),
+        "f": lambda: under_test.take_failure(HERE),
+    }
+    for letter in asked:
+        ask[letter]()
+    quotas = dict.fromkeys("rwka", limit) | {"f": FAILURES_PER_MINUTE}
+    assert list(under_test.refused.values()) == [max(0, asked.count(one) - quotas[one]) for one in "rwkaf"]
+    assert under_test.callers == len(set(asked))
+
+
 @given(limits, waits)
 def test_a_refused_caller_is_served_after_retry_after_and_no_second_earlier(limit, ticks):
     clock = Clock()

@@ -215,7 +215,8 @@ async def test_a_failure_of_the_framework_is_answered_in_our_shape_and_logged(st
         status, headers, error = parse(await server.exchange(LAST))
     assert (status, error["error"], error["message"]) == (500, "INTERNAL_ERROR", "Internal error")
     assert_complete(headers, error)
-    assert any(line["event"] == "http.application_failed" for line in logs)
+    [failed] = [line for line in logs if line["event"] == "http.application_failed"]
+    assert failed["request_id"] == error["requestId"]
 
 
 async def test_connections_over_the_bound_are_told_503(start):

@@ -19,6 +19,7 @@ from story import batch, created, stream
 
 from fluxora.actors.deliveries import DispatcherStatus, Tally
 from fluxora.actors.status import ActorStatus
+from fluxora.config import LimitConfig
 from fluxora.http.metrics import BOUNDS_S, HttpMetrics
 from fluxora.storage.webhook_records import Result
 
@@ -143,18 +144,51 @@ async def test_it_tells_of_the_runtime_what_health_tells(start):
     def health() -> Any:
         made = report("degraded")
         made.actors.append(ActorStatus(name="feed", state="running", restarts=2, inbox=None))
-        made.actors.append(ActorStatus(name="registrar", state="restarting", restarts=0, inbox=7))
+        made.actors.append(ActorStatus(name="registrar", state="restarting", restarts=0, inbox=7, inbox_size=9))
         return made
 
     seen = await scrape(await start(health=health))
-    states = {one.labels["state"]: one.value for one in seen.samples if one.name == "fluxora_status"}
-    assert states == {"ok": 0, "degraded": 1, "unavailable": 0}
-    assert seen.value("fluxora_actor_running", actor="feed") == 1
-    assert seen.value("fluxora_actor_running", actor="registrar") == 0
+    assert states_of(seen, "fluxora_status") == {"degraded"}
+    assert states_of(seen, "fluxora_actor_state", actor="feed") == {"running"}
+    assert states_of(seen, "fluxora_actor_state", actor="registrar") == {"restarting"}
     assert seen.value("fluxora_actor_restarts_total", actor="feed") == 2
     assert seen.value("fluxora_actor_inbox", actor="registrar") == 7
+    assert seen.value("fluxora_actor_inbox_limit", actor="registrar") == 9
     assert seen.value("fluxora_build_info", version="1.2.3") == 1
     assert seen.value("fluxora_database_up") == 1
+
+
+def states_of(seen: Scraped, name: str, **labels: str) -> set[str]:
+    """The states that have a 1; all others have a 0."""
+    samples = [one for one in seen.samples if one.name == name and labels.items() <= one.labels.items()]
+    assert {one.value for one in samples} == {0, 1}
+    return {one.labels["state"] for one in samples if one.value}
+
+
+async def test_the_ways_to_the_database_are_counted(start, store, record):
+    await record(batch(created(0, ledger=10)))
+    server = await start(store=store)
+    before = await scrape(server)
+    for _ in range(3):
+        await server.get(f"/api/streams/{stream(0)}")
+    seen = await scrape(server)
+    assert seen.value("fluxora_database_pool_limit") == 4
+    assert 1 <= seen.value("fluxora_database_pool_connections") <= 4
+    for name in ("pool_in_use", "pool_waiting", "timeouts_total", "pool_given_up_total"):
+        assert seen.value(f"fluxora_database_{name}") == 0
+    for name in ("fluxora_database_pool_acquisitions_total", "fluxora_database_work_duration_seconds_count"):
+        assert seen.value(name) - before.value(name) == 3
+    assert seen.value("fluxora_bridge_in_flight") == seen.value("fluxora_bridge_waiting") == 0
+
+
+async def test_what_the_limits_refuse_is_counted(start):
+    server = await start(limits=LimitConfig(anonymous_read=2))
+    for _ in range(5):
+        await server.get("/api/streams?limit=0")
+    seen = await scrape(server)
+    assert seen.value("fluxora_rate_limit_refused_total", policy="anonymous-read") == 3
+    assert seen.value("fluxora_rate_limit_refused_total") == 3
+    assert seen.value("fluxora_rate_limit_callers") == 1
 
 
 async def test_webhooks_are_counted(start):
@@ -172,6 +206,7 @@ async def test_webhooks_are_counted(start):
         attempts=tally.attempts,
         latency_counts=tuple(tally.latency_counts),
         latency_s=tally.latency_s,
+        concurrency=64,
     )
     seen = await scrape(await start(dispatcher=SimpleNamespace(status=status)))
     for name, value in (
@@ -179,6 +214,7 @@ async def test_webhooks_are_counted(start):
         ("fluxora_webhook_oldest_pending_seconds", 2.5),
         ("fluxora_webhook_dead_lettered", 3),
         ("fluxora_webhook_in_flight", 2),
+        ("fluxora_webhook_concurrency_limit", 64),
         ("fluxora_webhook_breakers_open", 1),
     ):
         assert seen.value(name) == value

@@ -265,11 +265,13 @@ async def test_one_that_reads_now_and_then_has_no_more_waiting(
             await until(lambda head=head: hub.head == head)
             if outlet.line.offered_bytes > MAX_OFFERED_BYTES // 2:
                 assert memory.look() <= MAX_OFFERED_BYTES + BESIDE
+        assert server.backend.sockets.queued == (1, outlet.line.offered_bytes)
         before = outlet.line.offered_bytes
         while outlet.line.offered_bytes > before - 700_000:
             assert await slow.read(1) == [read + 1]
             read += 1
     assert await slow.read(head - read) == list(range(read + 1, head + 1))
+    await until(lambda: server.backend.sockets.queued == (0, 0))
     assert not hub.status.dropped
     assert max(offered) <= MAX_OFFERED_BYTES
     await slow.close()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,13 @@ import httpx
 import pytest
 import trio
 from growth import grow
-from processes import Served, following, postgres_processes, serve, signal_postgres
+from outages import Frozen, Stopped, own_server
+from processes import Served, following, serve
 from proof import LONG, chance
 from truth import Books, caught_up, judge
 from waiting import eventually
 
 from fluxora.localnet import Script, open_localnet
-from fluxora.storage.embedded import EmbeddedServer
 
 AWAY_S = 10.0 if LONG else 3.0
 ANSWER_S = 2.0  # within which a read has to answer
@@ -31,44 +29,6 @@ CUT_ALL = """
 """
 OpenBooks = Callable[[str], Awaitable[Books]]
 READS = ("/api/streams", "/api/events", "/api/streams/stream-cabc-0", "/health/ready")
-
-
-class Stopped:
-    """A fast shutdown, which ends every connection, and a later start."""
-
-    def __init__(self, server: EmbeddedServer) -> None:
-        self._server = server
-
-    def leave(self) -> None:
-        self._server._pg("pg_ctl", "stop", "-D", str(self._server.data), "-m", "fast", "-w")
-
-    def come_back(self) -> None:
-        self._server._ensure_running()
-
-
-class Frozen:
-    """Every process stopped where it stands: connections stay open, and new ones are taken but not answered."""
-
-    def __init__(self, server: EmbeddedServer) -> None:
-        self._server = server
-
-    def leave(self) -> None:
-        signal_postgres(self._server, signal.SIGSTOP)
-
-    def come_back(self) -> None:
-        signal_postgres(self._server, signal.SIGCONT)
-
-
-@contextmanager
-def own_server(folder: Path) -> Iterator[EmbeddedServer]:
-    server = EmbeddedServer(folder)
-    server.open()
-    try:
-        yield server
-    finally:
-        signal_postgres(server, signal.SIGCONT)
-        server.close()
-        assert postgres_processes(server) == []
 
 
 @pytest.mark.parametrize("outage", [Stopped, Frozen])

@@ -9,11 +9,12 @@ from typing import Any
 
 import asyncpg
 import pytest
+import trio
 
 from fluxora.config import StorageConfig
 from fluxora.errors import StorageUnavailable
-from fluxora.storage.bridge import open_bridge
-from fluxora.storage.pool import Pool
+from fluxora.storage.bridge import Bridge, open_bridge
+from fluxora.storage.pool import Pool, PoolStatus
 
 
 async def copy(connection: Any) -> None:
@@ -70,3 +71,87 @@ async def test_what_a_failed_rollback_hides_counts(storage_config: StorageConfig
         with pytest.raises(asyncpg.InterfaceError):
             await bridge.run(lambda: pool.work(misuse))
         await bridge.run(pool.close)
+
+
+LOCKED = 7
+
+
+async def wait_for_the_lock(connection: Any) -> None:
+    await connection.execute(f"SELECT pg_advisory_xact_lock({LOCKED})")
+
+
+async def end_all_others(connection: Any) -> None:
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+
+async def test_it_says_how_many_work_and_wait(storage_config: StorageConfig) -> None:
+    """Of seven, four have a connection, and wait for a lock there; two of all are given up, one of each kind."""
+    url = str(storage_config.database_url)
+    async with open_bridge() as bridge, trio.open_nursery() as nursery:
+        pool = await bridge.run(Pool.open, bridge, url, storage_config)
+        holder = await bridge.run(asyncpg.connect, url)
+        await bridge.run(holder.execute, f"SELECT pg_advisory_lock({LOCKED})")
+        scopes: list[trio.CancelScope] = []
+        for number in range(1, 8):
+            scopes.append(trio.CancelScope())
+            nursery.start_soon(work, bridge, pool, scopes[-1])
+            await until(lambda number=number: pool.status.in_use + pool.status.waiting == number)
+        await until(lambda: pool.status == PoolStatus(4, open=4, in_use=4, waiting=3, acquired=4, given_up=0))
+        assert (bridge.status.in_flight, bridge.status.waiting) == (7, 0)
+        scopes[0].cancel()
+        await until(lambda: pool.status.acquired == 5)
+        scopes[6].cancel()
+        await until(lambda: pool.status.given_up == 1)
+        assert (pool.status.in_use, pool.status.waiting) == (4, 1)
+        await bridge.run(holder.close)
+        await until(lambda: bridge.status.in_flight == 0)
+        assert (pool.status.in_use, pool.status.waiting, pool.status.acquired) == (0, 0, 6)
+        await bridge.run(pool.close)
+        assert pool.status.open == 0
+
+
+async def work(bridge: Bridge, pool: Pool, scope: trio.CancelScope) -> None:
+    with scope:
+        await bridge.run(lambda: pool.work(wait_for_the_lock))
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for the other thread; the bound only ends a broken test."""
+    with trio.fail_after(20):
+        while not true():
+            await trio.sleep(0.005)
+
+
+async def test_connections_that_are_cut_are_not_counted_as_open(storage_config: StorageConfig) -> None:
+    url = str(storage_config.database_url)
+    async with open_bridge() as bridge:
+        pool = await bridge.run(Pool.open, bridge, url, storage_config)
+        await bridge.run(lambda: pool.work(query))
+        assert pool.status.open == 1
+        other = await bridge.run(asyncpg.connect, url)
+        await bridge.run(end_all_others, other)
+        await until(lambda: pool.status.open == 0)
+        await bridge.run(lambda: pool.work(query))
+        assert pool.status.open == 1
+        await bridge.run(other.close)
+        await bridge.run(pool.close)
+
+
+async def test_what_was_not_done_in_time_is_counted(storage_config: StorageConfig) -> None:
+    url = str(storage_config.database_url)
+    async with open_bridge() as bridge:
+        pool = await bridge.run(Pool.open, bridge, url, storage_config)
+        with pytest.raises(StorageUnavailable, match="no answer within"):
+            await bridge.run(lambda: pool.work(sleep_long), deadline_s=0.3)
+        assert bridge.status.timeouts == 1
+        assert bridge.status.durations.total >= 0.2
+        await bridge.run(lambda: pool.work(query), deadline_s=20)
+        assert (bridge.status.timeouts, sum(bridge.status.durations.counts)) == (1, 3)
+        await bridge.run(pool.close)
+
+
+async def sleep_long(connection: Any) -> None:
+    await connection.execute("SELECT pg_sleep(60)")

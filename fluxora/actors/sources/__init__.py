@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from fluxora.actors.sources.call_tally import CallTally
 from fluxora.protocol.chain import LedgerHeader
 from fluxora.protocol.contract import ContractEvent
 
@@ -52,7 +53,7 @@ class SourceStatus(msgspec.Struct):
     """How a source is doing, for /health. Mutable, always up to date; holds no secret.
 
     `failure` is the class of the failure that lasts now (None when well), `failures` counts every failure by class,
-    `endpoint` is the host (and port) in use, `last_success_at` is Unix seconds.
+    `endpoint` is the host (and port) in use, `last_success_at` is Unix seconds, `calls` counts the calls of all.
     """
 
     state: Literal["ok", "failing", "stalled"] = "ok"
@@ -61,6 +62,7 @@ class SourceStatus(msgspec.Struct):
     endpoint: str = ""
     failures: dict[str, int] = msgspec.field(default_factory=dict)
     last_success_at: float | None = None
+    calls: CallTally = msgspec.field(default_factory=CallTally)
 
 
 class Source(Protocol):

@@ -6,12 +6,14 @@ classified failure and never an exception of the parser; no request is retried h
 
 from __future__ import annotations
 
+import time
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from fluxora import tracing
 from fluxora.actors.http_client import Exchange, ExchangeFailed, HttpClient, HttpReply, Target
+from fluxora.actors.sources.call_tally import ABORTED, OK, OUT_OF_RANGE, CallTally
 from fluxora.actors.sources.failures import BY_FAULT, Failure, OutOfRange, as_range, parse_range, parse_retry_after
 from fluxora.errors import ConfigError, SourceUnavailable
 
@@ -61,8 +63,12 @@ class Call(Generic[Result]):
         decoder: msgspec.json.Decoder[Envelope[Result]],
         request_id: int,
         method: str,
+        *,
+        tally: CallTally,
         span: tracing.Span = tracing.NOTHING,
     ) -> None:
+        self._began = time.perf_counter()
+        self._tally = tally
         self._exchange = exchange
         self._decoder = decoder
         self._request_id = request_id
@@ -77,10 +83,23 @@ class Call(Generic[Result]):
             SourceUnavailable: with the class of the failure.
             OutOfRange: the node does not have the ledger asked for.
         """
-        with self._span:
-            return await self._checked()
+        outcome = ABORTED
+        try:
+            with self._span:
+                result = await self._result()
+            outcome = OK
+        except OutOfRange:
+            outcome = OUT_OF_RANGE
+            raise
+        except SourceUnavailable as error:
+            outcome = error.failure
+            raise
+        finally:
+            answered = outcome in {OK, OUT_OF_RANGE}
+            self._tally.count(self._method, outcome, time.perf_counter() - self._began if answered else None)
+        return result
 
-    async def _checked(self) -> Result:
+    async def _result(self) -> Result:
         try:
             reply = await self._exchange.reply()
         except ExchangeFailed as error:
@@ -104,19 +123,21 @@ class Call(Generic[Result]):
 
     def abort(self) -> None:
         """Give the answer up."""
+        self._tally.count(self._method, ABORTED)
         self._exchange.abort()
         self._span.end()
 
 
 class Endpoint:
-    """One RPC URL: sends requests to it, and holds what is known of it. Times are trio's clock."""
+    """One RPC URL: sends requests to it, and holds what is known of it. Times are trio's clock; `tally` counts."""
 
-    def __init__(self, url: str, client: HttpClient) -> None:
+    def __init__(self, url: str, client: HttpClient, tally: CallTally) -> None:
         try:
             self._target = Target.parse(url)
         except ValueError as error:
             raise ConfigError(f"STELLAR_RPC_URL: {error}") from error
         self._client = client
+        self._tally = tally
         self._last_id = 0
         self.name = self._target.authority  # neither path nor query: they hold keys
         self._told: tracing.Attributes = {
@@ -150,12 +171,13 @@ class Endpoint:
         except BaseException as error:
             span.end(error)
             raise
-        return Call(exchange, decoder, request_id, method, span)
+        return Call(exchange, decoder, request_id, method, tally=self._tally, span=span)
 
     async def _sent(self, method: str, request: dict[str, Any]) -> Exchange:
         try:
             return await self._client.begin("POST", self._target, headers=_JSON_HEADERS, body=_encoder.encode(request))
         except ExchangeFailed as error:
+            self._tally.count(method, BY_FAULT[error.fault])
             raise SourceUnavailable(BY_FAULT[error.fault], f"{method}: {error}") from error
 
     async def call(

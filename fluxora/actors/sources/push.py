@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import trio
+from structlog.contextvars import get_contextvars
 
-from fluxora.actors.parcel import Parcel, Receipt
+from fluxora.actors.parcel import Parcel, Receipt, new_round
 from fluxora.errors import StorageError, StorageUnavailable
 from fluxora.protocol.chain import LedgerBatch, LedgerHeader
 from fluxora.protocol.contract import ContractEvent
@@ -66,7 +67,7 @@ class PushSource:
         self._outstanding.add(receipt)
         try:
             with trio.fail_after(self._deadline_s):
-                await inbox.send(Parcel(batch, receipt))
+                await inbox.send(Parcel(batch, receipt, round=get_contextvars().get("request_id") or new_round()))
                 recorded = await receipt.wait()
         except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise StorageUnavailable("the batch was not recorded in time; send it again") from error

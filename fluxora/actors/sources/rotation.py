@@ -55,6 +55,7 @@ class Rotation:
         *,
         policy: RetryPolicy,
         jitter: Callable[[], float] = random.random,
+        status: SourceStatus | None = None,
     ) -> None:
         self._endpoints = list(endpoints)
         self._verify = verify
@@ -65,7 +66,8 @@ class Rotation:
         self._failing: dict[str, SourceError] = {}  # by operation: what has not been cured yet
         self._highest = 0
         self._highest_at = 0.0
-        self.status = SourceStatus(endpoint=self._current.name)
+        self.status = status or SourceStatus()
+        self.status.endpoint = self._current.name
 
     async def run(self, operation: str, attempt: Callable[[Endpoint], Awaitable[T]]) -> T:
         """Await `attempt` on an endpoint, on others or again as its failures allow.

@@ -74,11 +74,13 @@ class StellarRpcSource:
         self._config = config
         group = CONTRACTS_PER_FILTER * FILTERS
         self._groups = [tuple(contracts[index : index + group]) for index in range(0, len(contracts), group)]
+        status = SourceStatus()
         self._rotation = Rotation(
-            [Endpoint(url, self._client) for url in config.rpc_urls],
+            [Endpoint(url, self._client, status.calls) for url in config.rpc_urls],
             self._verify,
             policy=policy or RetryPolicy(),
             jitter=jitter,
+            status=status,
         )
         self._headers_per_call = _FIRST_HEADERS
         self._max_headers = _MAX_HEADERS

@@ -60,6 +60,11 @@ CLASSES = [
 ]
 
 
+def ended(source, method):
+    """How the calls of a method ended, by outcome."""
+    return {outcome: count for (name, outcome), count in source.status.calls.ended.items() if name == method}
+
+
 @pytest.mark.parametrize(("answer", "failure"), CLASSES, ids=lambda value: value if isinstance(value, str) else "")
 async def test_failure_has_its_name(make_source, answer, failure):
     history = History()
@@ -72,8 +77,14 @@ async def test_failure_has_its_name(make_source, answer, failure):
         assert source.status.state == "failing"
         assert source.status.failure == failure
         assert source.status.failures == {failure: 1}
+        assert ended(source, "getHealth") == {failure: 1}
         history.faults.clear()
         assert (await source.tip()).latest == 100
+        assert ended(source, "getHealth") == {failure: 1, "ok": 1}
+        calls = source.status.calls
+        assert sum(calls.durations["getHealth"].counts) == 1, "of what brought an answer"
+        sent_again = failure == "connection_dropped"  # as its connection had been kept
+        assert calls.ended.total() == len(node.requests) - sent_again, "each was counted"
         assert (source.status.state, source.status.failure, source.status.message) == ("ok", None, "")
         assert source.status.failures == {failure: 1}
         assert source.status.last_success_at is not None
