@@ -7,7 +7,7 @@ ones were hit share one joined piece.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import trio
@@ -18,6 +18,7 @@ from fluxora.protocol.sockets import Selector
 
 if TYPE_CHECKING:
     from fluxora.actors.catch_up import CatchUp
+    from fluxora.actors.lag import Lag
 
 Hit = tuple[int, ...]
 SubscriberProtocol = Literal["v2", "broadcast", "sse", "sse_chunked"]
@@ -40,6 +41,16 @@ class Subscriber(Protocol):
         """What it speaks; never changes."""
         ...
 
+    @property
+    def caller(self) -> str:
+        """Whose it is: those of one caller share the turns at what is scarce."""
+        ...
+
+    @property
+    def taken(self) -> int:
+        """Grows with whatever had to wait and was taken: it says that the peer reads."""
+        ...
+
     def offer(self, data: bytes) -> bool:
         """Take whole frames now, without waiting; False, and nothing of them taken, if it is too slow or gone."""
         ...
@@ -52,20 +63,76 @@ class Subscriber(Protocol):
         """Wait until all that was offered is written, as long as the peer reads at all; False if it is gone."""
         ...
 
+    def attend(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Begin work for it, in a task that ends with it."""
+        ...
+
+
+class Ended:
+    """What subscriptions of a member have told that are no more, for those that catch up since before they ended.
+
+    `now` counts what has ended; who asks names what it was when it began.
+    """
+
+    __slots__ = ("_spans", "now")
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._spans: dict[Selector, list[tuple[int, int, int]]] = {}  # number, told above, and up to
+
+    def __len__(self) -> int:
+        return sum(map(len, self._spans.values()))
+
+    @property
+    def selectors(self) -> Iterable[Selector]:
+        """What they followed."""
+        return self._spans.keys()
+
+    def add(self, selector: Selector, after: int, through: int) -> None:
+        """One has ended, which told what is above `after` and up to `through`."""
+        self._spans.setdefault(selector, []).append((self.now, after, through))
+        self.now += 1
+
+    def told(self, position: int, selectors: Iterable[Selector], *, since: int) -> bool:
+        """Whether one that has ended since then told the event that is followed under `selectors`."""
+        return any(
+            number >= since and after < position <= through
+            for selector in selectors
+            for number, after, through in self._spans.get(selector, ())
+        )
+
+    def forget(self, before: int) -> None:
+        """Nobody will ask for what ended before."""
+        kept = {selector: [span for span in spans if span[0] >= before] for selector, spans in self._spans.items()}
+        self._spans = {selector: spans for selector, spans in kept.items() if spans}
+
 
 class Member:
     """What the audience knows of one subscriber.
 
     `live` are its subscriptions, and for each the position above which everything that matches has been told or will
-    be. `catching_up` are those that are not live yet: one at a time, which holds the `turn`, and others that wait.
+    be: by the hub, or by the `lag` while there is one. `catching_up` are those that are not live yet, in the order in
+    which they were asked for: one at a time, which holds the `turn`, and others that wait.
     """
 
-    __slots__ = ("catching_up", "live", "turn")
+    __slots__ = ("catching_up", "ended", "lag", "live", "turn")
 
     def __init__(self) -> None:
         self.live: dict[Selector, int] = {}
         self.turn = trio.Lock()
         self.catching_up: list[CatchUp] = []
+        self.ended = Ended()
+        self.lag: Lag | None = None
+
+    def told(self, head: int) -> int:
+        """The position up to which the live subscriptions have been told, where the hub has come to `head`."""
+        return head if self.lag is None else self.lag.told
+
+    def done_with(self, catch_up: CatchUp) -> None:
+        """It has caught up, or is not wanted any more."""
+        if catch_up in self.catching_up:
+            self.catching_up.remove(catch_up)
+            self.ended.forget(self.catching_up[0].began if self.catching_up else self.ended.now)
 
 
 class _Batch:
@@ -75,6 +142,7 @@ class _Batch:
 
     def __init__(self, events: Sequence[LogEvent], hits: dict[Selector, list[int]]) -> None:
         self.due: dict[Subscriber, Hit] = {}
+        self.after = events[0].position - 1
         self._events = events
         self._hits = list(hits.values())
         self._framed: dict[SubscriberProtocol, list[bytes | None]] = {}
@@ -97,12 +165,14 @@ class _Batch:
 
 
 class Audience:
-    """Subscribers by what they follow. `drop` is called with whoever does not take what is offered."""
+    """Subscribers by what they follow. `refused` is called with whoever does not take what it is offered, and the
+    position up to which it was told: it is then to be set aside, or forgotten.
+    """
 
-    def __init__(self, drop: Callable[[Subscriber], None]) -> None:
+    def __init__(self, refused: Callable[[Subscriber, int], object]) -> None:
         self.members: dict[Subscriber, Member] = {}
-        self.told = 0  # events times those who were offered them
-        self._drop = drop
+        self.events_told = 0  # events times those who were offered them
+        self._refused = refused
         # Apart by protocol, since those of one are told the same; served in the order in which they came.
         self._followers: dict[Selector, dict[SubscriberProtocol, dict[Subscriber, None]]] = {}
         self._batch: _Batch | None = None
@@ -110,7 +180,7 @@ class Audience:
     @property
     def subscriptions(self) -> int:
         """How many there are, over all subscribers."""
-        return sum(len(each) for by_protocol in self._followers.values() for each in by_protocol.values())
+        return sum(len(member.live) for member in self.members.values())
 
     def join(self, subscriber: Subscriber) -> None:
         """Take it in. Of whoever has not joined, or has left, nothing is remembered."""
@@ -122,22 +192,52 @@ class Audience:
         if member is None:
             return
         member.live[selector] = min(after, member.live.get(selector, after))
-        self._followers.setdefault(selector, {}).setdefault(subscriber.protocol, {})[subscriber] = None
+        if member.lag is None:
+            self._add(subscriber, selector)
 
-    def unfollow(self, subscriber: Subscriber, selector: Selector, head: int) -> None:
-        """From the next batch on; what is due of this one, which ends at `head`, is offered now."""
+    def unfollow(self, subscriber: Subscriber, selector: Selector, head: int) -> int:
+        """From the next batch on; what is due of this one, which ends at `head`, is offered now.
+
+        Returns the position up to which live subscriptions have been told.
+        """
         self.settle(subscriber)
         member = self.members.get(subscriber)
-        if member is not None:
+        if member is None:
+            return head
+        through = member.told(head)
+        self._remove(subscriber, selector)
+        ended = [(member.live.pop(selector, through), through)]
+        for one in [one for one in member.catching_up if one.selector == selector]:
+            ended.append((one.after, one.told))
+            one.give_up()
+            member.done_with(one)
+        if member.catching_up:
+            for after, told in ended:
+                if after < told:
+                    member.ended.add(selector, after, told)
+        return through
+
+    def set_aside(self, subscriber: Subscriber, lag: Lag) -> None:
+        """Deal out nothing to it until it is back: `lag` tells it what is live."""
+        if self._batch is not None:
+            self._batch.due.pop(subscriber, None)
+        member = self.members[subscriber]
+        member.lag = lag
+        for selector in member.live:
             self._remove(subscriber, selector)
-            after = member.live.pop(selector, None)
-            told = [] if after is None else [(after, head)]
-            for one in member.catching_up:
-                if one.selector == selector:
-                    told.append((one.after, one.told))
-                    one.give_up()
-            for one in member.catching_up:
-                one.leave_out(selector, told)
+
+    def rejoin(self, subscriber: Subscriber) -> None:
+        """Deal out to it again from the next batch on: it was told all of this one."""
+        member = self.members[subscriber]
+        member.lag = None
+        for selector in member.live:
+            self._add(subscriber, selector)
+
+    def told(self, subscriber: Subscriber, head: int) -> int:
+        """The position up to which a member was offered everything live, where the hub has come to `head`."""
+        if self._batch is not None and subscriber in self._batch.due:
+            return self._batch.after
+        return self.members[subscriber].told(head)
 
     def forget(self, subscriber: Subscriber) -> None:
         """It has left; nothing goes to it any more."""
@@ -148,6 +248,9 @@ class Audience:
             self._batch.due.pop(subscriber, None)
         for selector in member.live:
             self._remove(subscriber, selector)
+
+    def _add(self, subscriber: Subscriber, selector: Selector) -> None:
+        self._followers.setdefault(selector, {}).setdefault(subscriber.protocol, {})[subscriber] = None
 
     def _remove(self, subscriber: Subscriber, selector: Selector) -> None:
         by_protocol = self._followers.get(selector)
@@ -216,7 +319,7 @@ class Audience:
                     continue  # it left, or had its piece early
                 if piece is None:
                     piece = batch.piece(protocol, hit)
-                self._give(subscriber, piece)
+                self._give(subscriber, piece, batch)
                 left -= 1
                 if not left:
                     left = at_once
@@ -227,19 +330,19 @@ class Audience:
         if self._batch is not None:
             hit = self._batch.due.pop(subscriber, None)
             if hit is not None:
-                self._give(subscriber, self._batch.piece(subscriber.protocol, hit))
+                self._give(subscriber, self._batch.piece(subscriber.protocol, hit), self._batch)
 
     def finish(self) -> None:
         """Offer now whatever is due."""
         batch = self._batch
         while batch is not None and batch.due:
             subscriber, hit = batch.due.popitem()
-            self._give(subscriber, batch.piece(subscriber.protocol, hit))
+            self._give(subscriber, batch.piece(subscriber.protocol, hit), batch)
         self._batch = None
 
-    def _give(self, subscriber: Subscriber, piece: tuple[bytes, int]) -> None:
+    def _give(self, subscriber: Subscriber, piece: tuple[bytes, int], batch: _Batch) -> None:
         data, events = piece
         if subscriber.offer(data):
-            self.told += events
+            self.events_told += events
         else:
-            self._drop(subscriber)
+            self._refused(subscriber, batch.after)

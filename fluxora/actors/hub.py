@@ -10,7 +10,9 @@ Promises
   up and taken again from an older position is told again what lies behind that.
 - A batch is offered to all before the next one begins, though others may run in between. A subscription that is made
   while a batch is on its way begins behind it; one that ends then gets its part of it first.
-- One that does not take what it is offered is dropped, and costs the others nothing. One that catches up is waited for.
+- One that does not take what it is offered costs the others nothing: it is told from the log, and waited for, until it
+  is back or dropped (lag.py). One that catches up is waited for.
+- What is read from the log for subscribers goes by turns, fair among clients.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ import trio
 from fluxora.actors.audience import Audience, Subscriber, SubscriberProtocol
 from fluxora.actors.catch_up import CatchUp
 from fluxora.actors.feed import Feed
+from fluxora.actors.lag import Lag
 from fluxora.actors.parties import Parties
+from fluxora.actors.turns import Turns
 from fluxora.errors import InvariantError, StorageUnavailable
 from fluxora.protocol import frames, sockets
 from fluxora.protocol.messages import LogEvent
@@ -36,7 +40,7 @@ FAIR_EVERY = 256  # subscribers served between two turns of the event loop
 BATCH_EVENTS = 128
 BATCH_BYTES = 1 << 17  # of payloads: a piece must fit many times into what a connection may have waiting
 REACH = 1_000_000  # positions that are searched for what concerns an address
-READERS = 4  # subscribers that read from the log at a time while they catch up
+READERS = 4  # subscribers of different callers that read from the log at a time
 _RETRY_S = 0.5
 
 T = TypeVar("T")
@@ -54,7 +58,8 @@ class ResumeLost(Exception):
 class HubStatus(msgspec.Struct, frozen=True):
     """For metrics: how many there are now, and counts since the start (`told`: events times subscribers).
 
-    Of those that are `catching_up`, `reading` have a turn at the database, or wait for one.
+    Of the subscriptions that are `catching_up`, and of the subscribers that are `behind` since they could not take all
+    of a commit at once, `reading` have a turn at the log, or wait for one.
     """
 
     position: int
@@ -62,6 +67,7 @@ class HubStatus(msgspec.Struct, frozen=True):
     subscriptions: int
     catching_up: int
     reading: int
+    behind: int
     told: int
     dropped: int
 
@@ -72,15 +78,15 @@ class Hub:
     name = "hub"
 
     def __init__(self, store: Store, feed: Feed, *, reach: int = REACH) -> None:
-        self._store = store
-        self._feed = feed
+        self.store = store
+        self.feed = feed
+        self.reading = Turns(READERS)
+        self.looking = Turns(1)
         self._reach = reach
         self._parties = Parties(store)
-        self._audience = Audience(self.drop)
+        self._audience = Audience(self._fall_behind)
         self._head: int | None = None  # everything up to it has been dealt out
         self._moved = trio.Event()
-        self._reading = trio.CapacityLimiter(READERS)
-        self._catching_up = 0
         self._dropped = 0
         self._stop = trio.CancelScope()
 
@@ -93,14 +99,16 @@ class Hub:
     def status(self) -> HubStatus:
         """For metrics."""
         audience = self._audience
+        members = audience.members.values()
         return HubStatus(
-            self.head,
-            len(audience.members),
-            audience.subscriptions,
-            self._catching_up,
-            self._reading.borrowed_tokens + self._reading.statistics().tasks_waiting,
-            audience.told,
-            self._dropped,
+            position=self.head,
+            subscribers=len(members),
+            subscriptions=audience.subscriptions,
+            catching_up=sum(len(member.catching_up) for member in members),
+            behind=sum(member.lag is not None for member in members),
+            reading=self.reading.engaged,
+            told=audience.events_told,
+            dropped=self._dropped,
         )
 
     # -- the actor -------------------------------------------------------------------------------------------------
@@ -113,9 +121,9 @@ class Hub:
         """Follow the log, from its end at the first start; the database being away is waited out."""
         with trio.CancelScope() as self._stop:  # one for each run, since the supervisor may run it again
             if self._head is None:
-                self._head = await self.patiently(self._store.position)
+                self._head = await self.patiently(self.store.position)
             task_status.started()
-            async with aclosing(self._feed.follow(self._head)) as batches:
+            async with aclosing(self.feed.follow(self._head)) as batches:
                 async for batch in batches:
                     await self.patiently(lambda batch=batch: self._parties.recall(batch))  # type: ignore[misc]
                     await self.publish(batch)
@@ -165,7 +173,7 @@ class Hub:
         }
         for served, subscriber in enumerate(list(self._audience.members), 1):
             if subscriber in self._audience.members and not subscriber.offer(told[subscriber.protocol]):
-                self.drop(subscriber)
+                self._remember(subscriber, told[subscriber.protocol])
             if served % FAIR_EVERY == 0:
                 await trio.lowlevel.checkpoint()
 
@@ -185,9 +193,11 @@ class Hub:
         return self.head
 
     def unsubscribe(self, subscriber: Subscriber, selector: Selector) -> int:
-        """Follow it no longer, nor catch up with it: nothing above the returned position is offered for it."""
-        self._audience.unfollow(subscriber, selector, self.head)
-        return self.head
+        """Follow it no longer, nor catch up with it: nothing above the returned position is offered for it.
+
+        That is below the head where the subscriber is behind, and never above what it was told of the others.
+        """
+        return self._audience.unfollow(subscriber, selector, self.head)
 
     def follows(self, subscriber: Subscriber, selector: Selector) -> bool:
         """Whether it is told of `selector` as it comes; while it catches up with it, it is not yet."""
@@ -198,8 +208,35 @@ class Hub:
         """It has gone. Called at the end of every connection, also of one that was dropped."""
         self._audience.forget(subscriber)
 
+    def is_behind(self, subscriber: Subscriber) -> bool:
+        """Whether it could not take all of a commit at once, and is not back yet: what is live comes late."""
+        member = self._audience.members.get(subscriber)
+        return member is not None and member.lag is not None
+
+    def remembered(self, subscriber: Subscriber) -> int:
+        """How many of its subscriptions have ended of which is remembered what they told, for those that catch up."""
+        member = self._audience.members.get(subscriber)
+        return 0 if member is None else len(member.ended)
+
     async def resume(self, subscriber: Subscriber, selector: Selector, after: int) -> int | None:
-        """Offer everything above position `after` that matches, in order, and follow `selector` from there on.
+        """Ask to catch up, and do so: `ask` and `catch_up` in one."""
+        asked = self.ask(subscriber, selector, after)
+        return None if asked is None else await self.catch_up(asked)
+
+    def ask(self, subscriber: Subscriber, selector: Selector, after: int) -> CatchUp | None:
+        """Note that everything above `after` that matches is wanted, for `catch_up`; None from who is no subscriber.
+
+        What other subscriptions tell until they end is left out from now on.
+        """
+        member = self._audience.members.get(subscriber)
+        if member is None:
+            return None
+        asked = CatchUp(self, self._audience, subscriber, selector, after)
+        member.catching_up.append(asked)
+        return asked
+
+    async def catch_up(self, asked: CatchUp) -> int | None:
+        """Offer everything above `asked.after` that matches, in order, and follow the selector from there on.
 
         Returns the position of the acknowledgement: everything up to it has been offered, everything above it will be.
         None where nobody waits for that any more: the subscriber has left, was dropped, or has unsubscribed meanwhile.
@@ -208,37 +245,51 @@ class Hub:
         Raises:
             ResumeLost: `after` is above the log, or too far below its end to search for an address.
         """
+        subscriber = asked.subscriber
         member = self._audience.members.get(subscriber)
         if member is None:
             return None
-        catch_up = CatchUp(self, self._audience, subscriber, selector, after)
-        member.catching_up.append(catch_up)
-        self._catching_up += 1
         try:
             async with member.turn:
-                await self._reachable(selector, after)
-                if not await catch_up.run(self._store, self._feed, self._reading):
+                await self._reachable(asked)
+                if not await asked.run():
                     return None
-                self._audience.follow(subscriber, selector, after)  # nobody has run since the head was reached
+                self._audience.follow(
+                    subscriber, asked.selector, asked.after
+                )  # nobody has run since it was at the head
                 return self.head
         finally:
-            self._catching_up -= 1
-            member.catching_up.remove(catch_up)
+            member.done_with(asked)
 
-    async def _reachable(self, selector: Selector, after: int) -> None:
+    async def _reachable(self, asked: CatchUp) -> None:
         """Wait until the hub has come to `after`, which the client may have from another replica."""
+        after = asked.after
         if after > self.head:
-            async with self._reading:
-                newest = await self.patiently(self._store.position)
+            async with self.reading.taken(asked.subscriber.caller):
+                newest = await self.patiently(self.store.position)
             if after > newest:
                 raise ResumeLost("The position is above the newest one of the log", self.head)
         while self.head < after:
             await self._moved.wait()  # it is committed, so the feed brings it; the caller's scope ends the wait
-        if selector.kind in {"sender", "recipient"} and self.head - after > self._reach:
+        if asked.selector.kind in {"sender", "recipient"} and self.head - after > self._reach:
             raise ResumeLost("The position is too far below the newest one of the log", self.head)
 
+    def _fall_behind(self, subscriber: Subscriber, told: int) -> Lag:
+        """Tell one from the log, above `told`, that does not take what it is offered, until it is back or dropped."""
+        lag = Lag(self, self._audience, subscriber, told)
+        self._audience.set_aside(subscriber, lag)
+        subscriber.attend(lag.run)
+        return lag
+
+    def _remember(self, subscriber: Subscriber, notice: bytes) -> None:
+        """An announcement was not taken: it comes when there is room."""
+        lag = self._audience.members[subscriber].lag
+        if lag is None:
+            lag = self._fall_behind(subscriber, self._audience.told(subscriber, self.head))
+        lag.remember(notice)
+
     def drop(self, subscriber: Subscriber) -> None:
-        """Let go of one that does not take what it is offered."""
+        """Let go of one that does not take what it is offered, or is gone."""
         self._dropped += 1
         self._audience.forget(subscriber)
         subscriber.drop("slow")

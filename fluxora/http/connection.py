@@ -54,6 +54,7 @@ class Connection(trio.abc.HalfCloseableStream):
     a timer for each request. `idle`: no byte of a request is here; `overdue`: it was cancelled for a head that is late.
     `outlet` is what the connection became by an answer that goes on, and gets all that is received from then on; the
     connection is its line, and needs a `keeper` for that.
+    `taken` counts the bytes that had to wait and were written.
     `at_once`: it is open, nothing is queued and nobody is sending, so that a frame would go straight to the kernel.
     """
 
@@ -81,6 +82,7 @@ class Connection(trio.abc.HalfCloseableStream):
         self._unread = b""
         self._ended = False  # the peer sent its last byte
         self._offered = Backlog()
+        self.taken = 0
         self._leaving = 0  # bytes that `send_all` has taken over and not yet written
         self._offered_any = trio.Event()
         self._sending = trio.Lock()
@@ -212,11 +214,16 @@ class Connection(trio.abc.HalfCloseableStream):
     async def _send(self, data: bytes | bytearray | memoryview) -> None:
         try:
             with memoryview(data) as view:
-                for start in range(0, len(view), _SLICE):
-                    self._leaving = len(view) - start
+                start = 0
+                self._leaving = len(view)
+                while start < len(view):
+                    end = min(len(view), start + _SLICE)
                     with trio.fail_after(self._write_timeout_s):
-                        await self._transport.send_all(view[start : start + _SLICE])
-                self._leaving = 0
+                        while start < end:
+                            sent = await self.socket.send(view[start:end])
+                            start += sent
+                            self._leaving -= sent
+                            self.taken += sent
         except trio.TooSlowError as error:
             self._break()
             # Or the kernel would keep what the peer does not read, long after the connection is closed here.

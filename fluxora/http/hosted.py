@@ -26,6 +26,7 @@ from fluxora.protocol import frames
 
 OF_HTTP = "http.response"
 OF_HANDSHAKE = "websocket.http.response"
+_PART_BYTES = 1 << 14
 _PROTOCOL = "sec-websocket-protocol"
 
 
@@ -106,8 +107,9 @@ def _start(kind: str, scope: Scope, answer: Answer, reply: Reply) -> Message:
 
 
 def _parts(data: bytes) -> Iterator[Message]:
-    """Events as a part of a body."""
-    yield {"type": f"{OF_HTTP}.body", "body": data, "more_body": True}
+    """Events as parts of a body, none so large that a slow reader would seem to take nothing."""
+    for start in range(0, len(data), _PART_BYTES):
+        yield {"type": f"{OF_HTTP}.body", "body": data[start : start + _PART_BYTES], "more_body": True}
 
 
 def _unframed(data: bytes) -> Iterator[Message]:

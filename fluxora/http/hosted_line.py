@@ -23,8 +23,8 @@ from fluxora.http.outlet import Outlet
 class HostedLine:
     """`first` is sent before anything else, `last` (None: nothing) at the end; `messages` makes ASGI messages of bytes.
 
-    Made, and handed to its outlet, before anything is waited for; `carry` then is its life. `peer_has_left`: the server
-    has said so.
+    Made, and handed to its outlet, before anything is waited for; `carry` then is its life. `taken` counts the messages
+    that the server has let go of. `peer_has_left`: the server has said so.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class HostedLine:
         self._messages = messages
         self._last = last
         self._write_timeout_s = write_timeout_s
+        self.taken = 0
         self._offered = 0
         self._sending = trio.Lock()
         self._over = trio.Event()
@@ -126,6 +127,7 @@ class HostedLine:
                     with trio.fail_after(self._write_timeout_s):
                         for message in [piece] if isinstance(piece, dict) else self._messages(piece):
                             await self._send(message)
+                            self.taken += 1
                 except (OSError, trio.TooSlowError, trio.BusyResourceError) as error:
                     # The last: Hypercorn ends the connection of who leaves also where it is being written to.
                     self._over.set()

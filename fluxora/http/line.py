@@ -33,6 +33,11 @@ class Line(Protocol):
         ...
 
     @property
+    def taken(self) -> int:
+        """Grows with whatever was queued and has gone."""
+        ...
+
+    @property
     def is_open(self) -> bool:
         """False once it was closed here or broke."""
         ...

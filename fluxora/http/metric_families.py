@@ -113,11 +113,12 @@ def of_sockets(sockets: Sockets, most: int) -> Iterable[Metric]:
     yield GaugeMetricFamily("fluxora_hub_subscriptions", "Subscriptions of all subscribers.", value=hub.subscriptions)
     yield GaugeMetricFamily("fluxora_hub_subscribers", "Those who follow anything.", value=hub.subscribers)
     yield GaugeMetricFamily("fluxora_hub_catching_up", "Subscriptions that catch up.", value=hub.catching_up)
+    yield GaugeMetricFamily("fluxora_hub_behind", "Subscribers told from the log as they read.", value=hub.behind)
     yield GaugeMetricFamily(
-        "fluxora_hub_reading", "Of them, those that read from the log or wait for a turn to.", value=hub.reading
+        "fluxora_hub_reading", "Of both, those that read from the log or wait for a turn to.", value=hub.reading
     )
     yield CounterMetricFamily("fluxora_hub_told", "Events told, for each subscriber.", value=hub.told)
-    yield CounterMetricFamily("fluxora_hub_dropped", "Subscribers that read too slowly.", value=hub.dropped)
+    yield CounterMetricFamily("fluxora_hub_dropped", "Subscribers that took nothing, or too little.", value=hub.dropped)
 
 
 def _by_code(name: str, text: str, counts: Counter[int]) -> Metric:

@@ -8,12 +8,16 @@ Only what has to be waited for gets a task: a history that is resumed, a queue t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
+from fluxora import logs
+from fluxora.http.limits import site_of
 from fluxora.http.replies import new_request_id
+from fluxora.protocol.close_codes import RESUME_LOST
 
 if TYPE_CHECKING:
     from fluxora.actors.audience import DropReason, SubscriberProtocol
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from fluxora.protocol.sockets import Selector
 
 ABNORMAL = 1006  # ended without a word; never sent
+_log = logs.get("http")
 
 
 class Outlet(ABC):
@@ -33,6 +38,7 @@ class Outlet(ABC):
     """
 
     __slots__ = (
+        "_attended",
         "_closing",
         "_flushing",
         "_shared",
@@ -54,6 +60,17 @@ class Outlet(ABC):
         self._shared = shared
         self._flushing: trio.Event | None = None  # while a task sends what is queued; set when that has ended
         self._closing = 0
+        self._attended: trio.CancelScope | None = None  # what the hub has begun for it
+
+    @property
+    def caller(self) -> str:
+        """Its principal, or for nobody's the site it came from: as requests are counted."""
+        return site_of(self.client) if self.principal.is_anonymous else self.principal.id
+
+    @property
+    def taken(self) -> int:
+        """Grows with whatever had to wait and has gone."""
+        return self.line.taken
 
     @property
     def ending(self) -> bool:
@@ -92,6 +109,20 @@ class Outlet(ABC):
             await trio.lowlevel.checkpoint()
         return self.line.is_open and not self._closing
 
+    def attend(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Begin work of the hub's, one at a time, in a task that ends when the outlet does."""
+        self.line.attend(partial(self._attend, work))
+
+    async def _attend(self, work: Callable[[], Awaitable[None]]) -> bool:
+        try:
+            with trio.CancelScope() as self._attended:
+                if not self._closing:
+                    await work()
+        except Exception:  # noqa: BLE001 (a defect, logged; whoever may have missed something must not go on as if not)
+            _log.exception("http.outlet_failed", connectionId=self.connection_id)
+            self.end(RESUME_LOST)
+        return True
+
     def left(self, code: int = ABNORMAL) -> None:
         """The line is gone. `code`: of the close frame that the client sent, where another server has read it."""
         self._closing = self._closing or code
@@ -101,6 +132,8 @@ class Outlet(ABC):
     def _forget(self) -> None:
         """Nothing is told to it any more, and nothing is read for it."""
         self._shared.hub.leave(self)
+        if self._attended is not None:
+            self._attended.cancel(reason="the outlet is ending")
 
     def _send(self, data: bytes) -> None:
         if not self.offer(data) and not self._closing:

@@ -11,10 +11,12 @@ import math
 from collections import deque
 from functools import partial
 
+import msgspec
 import trio
 
 from fluxora import logs
 from fluxora.actors.audience import DropReason, SubscriberProtocol
+from fluxora.actors.catch_up import CatchUp
 from fluxora.actors.hub import ResumeLost
 from fluxora.http.connection import LINGER_S
 from fluxora.http.exchange import Opening
@@ -31,7 +33,7 @@ from fluxora.protocol.close_codes import (
     TOO_BIG,
     CloseCode,
 )
-from fluxora.protocol.sockets import ALL, Selector
+from fluxora.protocol.sockets import ALL
 
 WINDOW_S = 10.0
 MOST_SUBSCRIPTIONS = 256
@@ -41,21 +43,30 @@ MOST_FRAMES = 2_000  # in a WINDOW_S, control frames and parts of messages among
 _log = logs.get("http")
 
 
+class _Resuming(msgspec.Struct, frozen=True):
+    """A subscription that catches up, or waits to, and how it is acknowledged then."""
+
+    asked: CatchUp
+    ref: str | None
+    recovered: bool
+
+
 class Session(Outlet):
     """Made when the handshake has been answered. A client of v2 `follows` a thing also while it catches up with it.
 
     As it stands it leaves the heartbeat to whoever carries the line.
     """
 
-    __slots__ = ("_counted", "_counted_since", "_next_beat", "_resuming", "_taken")
+    __slots__ = ("_counted", "_counted_since", "_next_beat", "_resumed", "_resuming", "_times")
 
     def __init__(self, line: Line, opening: Opening, shared: Sockets) -> None:
         super().__init__(line, opening, shared)
         self._counted_since = -math.inf
         self._counted = 0
-        self._taken: deque[float] = deque(maxlen=MOST_MESSAGES[opening.protocol])  # when, of the last messages
+        self._times: deque[float] = deque(maxlen=MOST_MESSAGES[opening.protocol])  # of the last messages
         self._next_beat = 0.0
-        self._resuming: dict[trio.CancelScope, Selector] = {}
+        self._resuming: deque[_Resuming] = deque()  # the first is under way, or about to be
+        self._resumed: trio.CancelScope | None = None
         shared.add(self)
         shared.hub.join(self)
         if self.protocol == "broadcast":
@@ -85,16 +96,16 @@ class Session(Outlet):
 
     def _answer(self, text: str, size: int, *, binary: bool) -> None:
         self._shared.messages += 1
-        now, taken = trio.current_time(), self._taken
-        over = len(taken) == taken.maxlen and now - taken[0] < WINDOW_S
+        now, times = trio.current_time(), self._times
+        over = len(times) == times.maxlen and now - times[0] < WINDOW_S
         if self.protocol != "v2":
-            taken.append(now)
+            times.append(now)
             if over:
                 self.end(POLICY)
             return
         try:
             if not over:
-                taken.append(now)
+                times.append(now)
             self._do(self._understood(text, size, over=over, binary=binary))
         except sockets.MessageError as error:
             self._shared.errors[error.code] += 1
@@ -105,7 +116,7 @@ class Session(Outlet):
     ) -> sockets.Subscribe | sockets.Unsubscribe | sockets.Ping:
         """The message; raises MessageError where it is refused, for the first reason that there is."""
         if over:
-            most = self._taken.maxlen
+            most = self._times.maxlen
             raise sockets.MessageError(
                 "RATE_LIMIT_EXCEEDED", f"At most {most} messages may be sent in {WINDOW_S:.0f} s"
             )
@@ -122,46 +133,76 @@ class Session(Outlet):
         elif isinstance(message, sockets.Unsubscribe):
             self.follows.discard(message.selector)
             self._acknowledge(message.ref, self._shared.hub.unsubscribe(self, message.selector))
-            for scope, selector in self._resuming.items():
-                if selector == message.selector:
-                    scope.cancel(reason="it is not wanted any more")  # also where its task has not begun
+            self._give_up()
         else:
             self._subscribe(message)
 
     def _subscribe(self, wanted: sockets.Subscribe) -> None:
-        """Follow what is wanted. The acknowledgement is on its way before anything else can be committed."""
-        full = wanted.selector not in self.follows and len(self.follows) >= MOST_SUBSCRIPTIONS
+        """Follow what is wanted. The acknowledgement is on its way before anything else can be committed.
+
+        Where what is live comes late, it comes behind that: its position must not be above what was told.
+        """
+        hub, selector = self._shared.hub, wanted.selector
+        full = selector not in self.follows and len(self.follows) >= MOST_SUBSCRIPTIONS
         if full or len(self._resuming) >= MOST_SUBSCRIPTIONS:
             raise sockets.MessageError(
                 "SUBSCRIPTION_LIMIT", f"A connection may have at most {MOST_SUBSCRIPTIONS} subscriptions", wanted.ref
             )
-        self.follows.add(wanted.selector)
-        if wanted.after is None:
-            self._acknowledge(wanted.ref, self._shared.hub.subscribe(self, wanted.selector))
+        if hub.remembered(self) >= MOST_SUBSCRIPTIONS:
+            raise sockets.MessageError(
+                "SUBSCRIPTION_LIMIT",
+                f"{MOST_SUBSCRIPTIONS} subscriptions have ended while history is told; wait until it has been",
+                wanted.ref,
+            )
+        if wanted.after is None and not hub.is_behind(self):
+            self.follows.add(selector)
+            self._acknowledge(wanted.ref, hub.subscribe(self, selector))
             return
-        scope = trio.CancelScope()
-        self._resuming[scope] = wanted.selector
-        self.line.attend(partial(self._resume, wanted, wanted.after, scope))
+        asked = hub.ask(self, selector, hub.head if wanted.after is None else wanted.after)
+        if asked is not None:
+            self.follows.add(selector)
+            self._resuming.append(_Resuming(asked, wanted.ref, wanted.after is not None))
+            if len(self._resuming) == 1:
+                self.line.attend(self._resume_all)
 
-    async def _resume(self, wanted: sockets.Subscribe, after: int, scope: trio.CancelScope) -> bool:
+    def _give_up(self) -> None:
+        """Let go of what the client does not want any more."""
+        if not self._resuming:
+            return
+        first = self._resuming.popleft()
+        self._resuming = deque((first, *(one for one in self._resuming if not one.asked.given_up)))
+        if first.asked.given_up and self._resumed is not None:
+            self._resumed.cancel(reason="it is not wanted any more")
+
+    async def _resume_all(self) -> bool:
+        """Tell what was missed, one subscription after the other: one task, however many wait."""
+        while self._resuming and not self._closing:
+            one = self._resuming[0]
+            try:
+                with trio.CancelScope() as self._resumed:
+                    await self._resume(one)
+            finally:
+                self._resumed = None
+                self._resuming.popleft()
+            selector = one.asked.selector
+            others = {other.asked.selector for other in self._resuming}
+            if selector not in others and not self._shared.hub.follows(self, selector):
+                self.follows.discard(selector)
+        self._resuming.clear()
+        return True
+
+    async def _resume(self, one: _Resuming) -> None:
         """Tell what was missed, then what comes; where that cannot be had whole, say so and do not begin."""
-        hub, selector = self._shared.hub, wanted.selector
         try:
-            with scope:
-                position = await hub.resume(self, selector, after)
-                if position is not None:
-                    self._acknowledge(wanted.ref, position, recovered=True)
+            position = await self._shared.hub.catch_up(one.asked)
+            if position is not None:
+                self._acknowledge(one.ref, position, recovered=one.recovered)
         except ResumeLost as error:
-            if not scope.cancel_called:
+            if not one.asked.given_up:
                 self._tell(sockets.reset(error.position, error.reason))
         except Exception:  # noqa: BLE001 (a defect, logged; whoever may have missed something must not go on as if not)
             _log.exception("websocket.resume_failed", connectionId=self.connection_id)
             self.end(RESUME_LOST)
-        finally:
-            del self._resuming[scope]
-            if selector not in self._resuming.values() and not hub.follows(self, selector):
-                self.follows.discard(selector)
-        return True
 
     def _acknowledge(self, ref: str | None, position: int, *, recovered: bool = False) -> None:
         if ref is not None:
@@ -230,5 +271,5 @@ class Session(Outlet):
     def _forget(self) -> None:
         """Nothing is told to it any more, and nothing is read for it."""
         super()._forget()
-        for scope in self._resuming:
-            scope.cancel(reason="the socket is ending")
+        if self._resumed is not None:
+            self._resumed.cancel(reason="the socket is ending")

@@ -38,10 +38,15 @@ _UNAVAILABLE_CLASSES = (
     "53",  # out of connections, memory or disk
     "57",  # shutting down, starting up, statement cancelled by its timeout
     "58",  # I/O errors of the server
-    "25006",  # a standby that is not promoted yet
+    "25006",  # a standby that is not promoted yet, or a primary that was set read-only
+    "25P03",  # we were idle in a transaction for too long, or
+    "25P04",  # in it for longer than the server lets anyone: the transaction is gone
     "40",  # deadlock or serialization failure: nothing happened, again may do
+    "55000",  # the database takes no connections, or is in recovery; nothing of ours has another prerequisite
+    "55006",  # the database is being used for what nobody else may see: it is copied, moved or dropped
     "55P03",  # lock not available
-    "25P03",  # we were idle in a transaction for too long: the transaction is gone
+    "72",  # the snapshot is too old: another is to be had
+    "F0",  # the server's own configuration cannot be read
     "XX",  # internal errors, corrupted data among them: not ours to interpret
 )
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
-from hub_world import PATIENCE_S, PEOPLE, SELECTORS, STREAMS, Log, Reader, World
+from hub_world import PEOPLE, SELECTORS, STREAMS, Log, Reader, World, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxora.actors.hub import ResumeLost
+from fluxora.actors.lag import BEHIND_S, STUCK_S
 from fluxora.errors import InvariantError
 from fluxora.protocol.sockets import ALL, Selector
 
@@ -22,8 +23,12 @@ OTHERS = [
     "turn",
     "turn",
     "stall",
+    "stall",
+    "take",
+    "take",
     "read",
     "go",
+    "stick",
     "leave",
     "connect",
     "away",
@@ -43,9 +48,9 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     for where, name, value in (
         ("hub", "FAIR_EVERY", 1),
         ("hub", "BATCH_EVENTS", 3),
-        ("catch_up", "FAIR_EVERY", 2),
+        ("retelling", "FAIR_EVERY", 2),
         ("catch_up", "PAGE", 3),
-        ("catch_up", "PIECE_BYTES", 300),
+        ("retelling", "PIECE_BYTES", 300),
         ("parties", "_PAGE", 3),
         ("hub", "_RETRY_S", 0),
     ):
@@ -57,16 +62,15 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_nothing_is_lost_or_doubled_or_out_of_order(
     early: list[tuple[str, int]], steps: list[tuple[str, int, int, int]]
 ) -> None:
-    with trio.fail_after(PATIENCE_S):
-        async with trio.open_nursery() as nursery:
-            world = World(nursery)
-            await world.begin(early)
-            world.connect(0)
-            world.connect(1)
-            for what, first, second, third in steps:
-                await act(world, what, first, second, third)
-            await world.finish()
-            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        world = World(nursery)
+        await world.begin(early)
+        world.connect(0)
+        world.connect(1)
+        for what, first, second, third in steps:
+            await act(world, what, first, second, third)
+        await world.finish()
+        nursery.cancel_scope.cancel()
     world.judge()
 
 
@@ -105,6 +109,10 @@ def act_for(world: World, reader: Reader, what: str, selector: Selector, number:
         reader.stall(stalled=True)
     elif what == "read":
         reader.stall(stalled=False)
+    elif what == "take":
+        reader.take(50 * number)
+    elif what == "stick":
+        reader.stick()
     elif what == "go":
         reader.go()
     else:
@@ -173,24 +181,130 @@ async def test_an_event_is_framed_once_for_a_protocol_and_only_if_somebody_follo
     assert sorted(framed) == [7, 8, 10, 11, 13, 14]  # nothing of the third stream
 
 
-async def test_a_slow_subscriber_is_dropped_and_delays_nobody(world: World) -> None:
-    (reader,) = world.readers
-    slow = world.joined(Reader("v2", room=400, stalled=True))
-    world.hub.subscribe(reader, ALL)
-    world.hub.subscribe(slow, ALL)
-    for number in range(20):
+async def lagging(world: World, *selectors: Selector, rows: int = 20) -> Reader:
+    """A live reader who could not take all of `rows` events, and what could be taken of them it has not read."""
+    slow = world.joined(Reader("v2", room=700, stalled=True))
+    for selector in selectors or (ALL,):
+        world.hub.subscribe(slow, selector)
+    for number in range(rows):
         world.log.write("update", number)
     world.log.grow()
     await settled()
+    assert 0 < len(slow.told) < rows
+    assert world.hub.status.behind == 1
+    return slow
+
+
+async def test_who_reads_nothing_is_dropped_and_delays_nobody(world: World, mock_clock: trio.testing.MockClock) -> None:
+    (reader,) = world.readers
+    world.hub.subscribe(reader, ALL)
+    slow = await lagging(world)
     assert reader.told == list(range(7, 27))
+    told = list(slow.told)
+    assert told == list(range(7, 7 + len(told)))
+    mock_clock.jump(STUCK_S - 0.1)
+    await settled()
+    assert not slow.dropped
+    mock_clock.jump(0.2)
+    await settled()
     assert slow.dropped == ["slow"]
-    assert slow.told == list(range(7, 7 + len(slow.told)))
-    assert (world.hub.status.dropped, world.hub.status.subscribers) == (1, 1)
+    status = world.hub.status
+    assert (status.dropped, status.subscribers, status.behind) == (1, 1, 0)
+    assert slow.told == told
     offers = slow.offers
     world.log.write("update", 1)
     world.log.grow()
     await settled()
     assert slow.offers == offers
+    assert reader.told == list(range(7, 28))
+
+
+async def test_who_takes_something_now_and_then_is_told_all_of_it_and_is_live_again(
+    world: World, mock_clock: trio.testing.MockClock
+) -> None:
+    slow = await lagging(world)
+    while world.hub.status.behind:
+        mock_clock.jump(STUCK_S - 0.1)
+        await settled()
+        slow.take(300)
+        await settled()
+    assert slow.told == list(range(7, 27))
+    assert mock_clock.current_time() > 2 * STUCK_S
+    slow.stall(stalled=False)
+    world.log.write("update", 1)
+    world.log.grow()
+    await settled()
+    assert slow.told == list(range(7, 28))
+    assert (slow.lagged, slow.dropped) == (1, [])
+
+
+async def test_who_does_not_come_back_in_time_is_dropped_though_it_reads(
+    world: World, mock_clock: trio.testing.MockClock
+) -> None:
+    slow = await lagging(world)
+    while not slow.dropped:
+        assert mock_clock.current_time() < BEHIND_S
+        slow.take(100)
+        await settled()
+        for _ in range(4):
+            world.log.write("update", 1)
+        world.log.grow()
+        mock_clock.jump(STUCK_S - 0.1)
+        await settled()
+    assert mock_clock.current_time() >= BEHIND_S
+    assert slow.told == list(range(7, 7 + len(slow.told)))
+    assert world.hub.status.subscribers == 1
+
+
+async def test_what_is_asked_for_while_it_is_behind_is_told_in_its_place(world: World) -> None:
+    slow = await lagging(world, Selector("stream", "s0"), rows=40)
+    last = slow.told[-1]
+    assert world.hub.subscribe(slow, Selector("stream", "s1")) == 46
+    assert last <= world.hub.unsubscribe(slow, Selector("stream", "s0")) < last + 3, "nothing above it comes"
+    world.resume(slow, Selector("stream", "s2"), 40)
+    for number in range(3):
+        world.log.write("update", number)
+    world.log.grow()
+    slow.stall(stalled=False)
+    await settled()
+    assert slow.told[slow.told.index(last) + 1 :] in ([48, 42, 45, 49], [42, 45, 48, 49], [42, 45, 49, 48])
+    assert (world.hub.status.behind, world.resuming) == (0, 0)
+
+
+async def test_an_announcement_for_which_there_is_no_room_comes_when_there_is(world: World) -> None:
+    (reader,) = world.readers
+    slow = world.joined(Reader("v2", room=250, stalled=True))
+    for one in (reader, slow):
+        world.hub.subscribe(one, ALL)
+    world.log.write("update", 0)
+    world.log.grow()
+    await settled()
+    assert slow.told == [7]
+    await world.hub.announce("service.degraded", "database", 0)
+    await world.hub.announce("service.recovered", "database", 0)
+    assert not slow.notices
+    world.log.write("update", 0)
+    world.log.grow()
+    await settled()
+    assert slow.told == [7]
+    slow.stall(stalled=False)
+    await settled()
+    assert [one["type"] for one in slow.notices] == ["service.recovered"]
+    assert slow.told == [7, 8]
+    assert reader.told == [7, 8]
+
+
+async def test_an_announcement_in_the_middle_of_a_batch_costs_nobody_its_part_of_it(world: World) -> None:
+    others = await on_its_way(world, 0)
+    last = others[-1]
+    last.room, last.stalled = 10, True
+    world.nursery.start_soon(world.hub.announce, "service.degraded", "database", 0)
+    await until(lambda: world.hub.status.behind == 1)
+    assert not last.told
+    last.stall(stalled=False)
+    await settled()
+    assert last.told == [7]
+    assert len(last.notices) == 1
 
 
 async def test_who_catches_up_slowly_is_waited_for_and_nobody_else_is(world: World) -> None:
@@ -388,8 +502,7 @@ async def test_who_has_caught_up_while_a_batch_is_on_its_way_has_its_part_of_it(
     (reader,) = world.readers
     await on_its_way(world, 0)
     world.resume(reader, Selector("stream", "s0"), 6)
-    while world.resuming:
-        await trio.lowlevel.checkpoint()
+    await until(lambda: not world.resuming)
     assert reader.told == [7]
 
 
@@ -397,8 +510,7 @@ async def test_what_is_live_comes_before_what_is_caught_up_with(world: World) ->
     (reader,) = world.readers
     await on_its_way(world, 0, 1)
     world.resume(reader, Selector("stream", "s1"), 6)
-    while world.resuming:
-        await trio.lowlevel.checkpoint()
+    await until(lambda: not world.resuming)
     assert reader.told == [7, 8]
 
 
@@ -487,6 +599,27 @@ async def test_what_was_caught_up_with_before_it_was_given_up_is_left_out_by_who
     assert sorted(reader.told) == sorted(told | set(range(1, 37, 3)))
 
 
+async def test_whatever_ended_while_history_is_told_is_left_out(world: World) -> None:
+    """More often than anybody would subscribe and give up again: nothing of it is forgotten before it was passed."""
+    reader = await stalled(world)
+    world.resume(reader, ALL, 0)
+    await settled()
+    reader.room = 10**9
+    stream = Selector("stream", "s0")
+    for _ in range(300):
+        world.subscribe(reader, stream)
+        world.log.write("update", 0)
+        world.log.grow()
+        await settled()
+        world.unsubscribe(reader, stream)
+    assert world.hub.remembered(reader) == 300
+    reader.stall(stalled=False)
+    await settled()
+    assert world.resuming == 0
+    assert sorted(reader.told) == list(range(1, 337))
+    assert world.hub.remembered(reader) == 0
+
+
 async def test_who_refuses_because_of_what_is_live_is_waited_for(world: World) -> None:
     reader = await stalled(world, Selector("stream", "s1"), rows=0)
     for _ in range(2):
@@ -530,8 +663,7 @@ async def test_what_is_committed_and_not_told_yet_is_left_to_the_hub(world: Worl
     (reader,) = world.readers
     for _ in range(20):
         world.log.write("update", 0)
-    with trio.fail_after(PATIENCE_S):
-        assert await world.hub.resume(reader, Selector("stream", "s0"), 0) == 6
+    assert await world.hub.resume(reader, Selector("stream", "s0"), 0) == 6
     assert reader.told == [1, 4]
     world.log.grow()
     await settled()
@@ -575,7 +707,5 @@ async def test_it_waits_for_a_database_that_is_away(world: World) -> None:
         await trio.lowlevel.checkpoint()
     assert reader.told == []
     world.log.away = False
-    with trio.fail_after(PATIENCE_S):
-        while world.resuming:
-            await trio.lowlevel.checkpoint()
+    await until(lambda: not world.resuming)
     assert reader.told == [1, 4]

@@ -316,7 +316,7 @@ async def test_a_resume_that_fails_for_a_defect_ends_the_connection(server, monk
     async def broken(*_):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(server.backend.hub, "resume", broken)
+    monkeypatch.setattr(server.backend.hub, "catch_up", broken)
     async with await connect(server) as client:
         await client.send({"type": "subscribe", "streamId": "*", "after": "0"})
         assert await client.closed() == 4003
@@ -333,7 +333,7 @@ async def test_a_client_that_leaves_while_it_catches_up_leaves_nothing_behind(se
         finally:
             ended.set()
 
-    monkeypatch.setattr(server.backend.hub, "resume", forever)
+    monkeypatch.setattr(server.backend.hub, "catch_up", forever)
     async with await connect(server) as client:
         await client.send({"type": "subscribe", "streamId": "*", "after": "0"})
         with trio.fail_after(DEADLINE_S):

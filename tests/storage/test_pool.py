@@ -10,11 +10,55 @@ from typing import Any
 import asyncpg
 import pytest
 import trio
+from dumped import name_of
 
 from fluxora.config import StorageConfig
 from fluxora.errors import StorageUnavailable
 from fluxora.storage.bridge import Bridge, open_bridge
-from fluxora.storage.pool import Pool, PoolStatus
+from fluxora.storage.pool import Pool, PoolStatus, connect
+
+# What PostgreSQL says while it cannot answer, and what it says of a statement that is wrong whenever it is sent.
+AWAY = {
+    "08006": "connection failure",
+    "08P01": "a pooler in front that has no server to give",
+    "25006": "cannot execute UPDATE in a read-only transaction: a standby, or a primary that is out of disk",
+    "25P03": "idle in transaction for too long",
+    "25P04": "the transaction took longer than the server allows",
+    "28P01": "password authentication failed",
+    "3D000": "the database does not exist",
+    "40001": "could not serialize access",
+    "40P01": "deadlock detected",
+    "53100": "disk full",
+    "53200": "out of memory",
+    "53300": "too many connections",
+    "55000": "recovery is in progress; the database is not accepting connections",
+    "55006": "the database is being used by other users",
+    "55P03": "lock not available",
+    "57014": "canceling statement due to statement timeout",
+    "57P01": "terminating connection due to administrator command",
+    "57P02": "terminating connection because of crash of another server process",
+    "57P03": "the database system is starting up",
+    "57P05": "idle session timeout",
+    "58030": "could not read the file",
+    "72000": "snapshot too old",
+    "F0000": "could not load the configuration",
+    "XX000": "internal error",
+    "XX001": "data corrupted",
+}
+WRONG = {
+    "0A000": "not supported",
+    "22001": "too long",
+    "22P02": "no such value",
+    "23505": "there already",
+    "25001": "a transaction is open",
+    "25P02": "the transaction has failed before",
+    "42501": "permission denied",
+    "42601": "no SQL",
+    "42P01": "no such table",
+    "54001": "statement too complex",
+    "55P02": "cannot be set now",
+    "P0001": "raised",
+}
 
 
 async def copy(connection: Any) -> None:
@@ -155,3 +199,46 @@ async def test_what_was_not_done_in_time_is_counted(storage_config: StorageConfi
 
 async def sleep_long(connection: Any) -> None:
     await connection.execute("SELECT pg_sleep(60)")
+
+
+def says(sqlstate: str) -> Callable[[Any], Awaitable[None]]:
+    async def unit(connection: Any) -> None:
+        await connection.execute(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{sqlstate}'; END $$")
+
+    return unit
+
+
+async def test_what_the_server_says_tells_whether_it_cannot_answer(storage_config: StorageConfig) -> None:
+    async with open_bridge() as bridge:
+        pool = await bridge.run(Pool.open, bridge, str(storage_config.database_url), storage_config)
+        found: dict[str, type[Exception]] = {}
+        for sqlstate in (*AWAY, *WRONG):
+            with pytest.raises((StorageUnavailable, asyncpg.PostgresError)) as caught:
+                await bridge.run(lambda said=sqlstate: pool.work(says(said)), deadline_s=20)
+            said = caught.value if isinstance(caught.value, asyncpg.PostgresError) else caught.value.__cause__
+            assert isinstance(said, asyncpg.PostgresError)
+            assert said.sqlstate == sqlstate
+            found[sqlstate] = StorageUnavailable if caught.type is StorageUnavailable else asyncpg.PostgresError
+        await bridge.run(pool.close)
+    assert found == dict.fromkeys(AWAY, StorageUnavailable) | dict.fromkeys(WRONG, asyncpg.PostgresError)
+
+
+async def test_a_database_that_takes_no_connections_is_away(storage_config: StorageConfig, postgres_run: Any) -> None:
+    """As while it is being copied or moved: PostgreSQL says 55000 to who connects."""
+    url = str(storage_config.database_url)
+    name = name_of(url)
+
+    async def takes(connections: str) -> None:
+        statement = f"ALTER DATABASE {name} ALLOW_CONNECTIONS {connections}"
+        await trio.to_thread.run_sync(postgres_run.sql, statement)
+
+    await takes("false")
+    async with open_bridge() as bridge:
+        pool = await bridge.run(Pool.open, bridge, url, storage_config)
+        with pytest.raises(StorageUnavailable, match="not currently accepting connections"):
+            await bridge.run(lambda: pool.work(query), deadline_s=20)
+        with pytest.raises(StorageUnavailable, match="not currently accepting connections"):
+            await bridge.run(lambda: connect(url, storage_config), deadline_s=20)
+        await takes("true")
+        await bridge.run(lambda: pool.work(query), deadline_s=20)
+        await bridge.run(pool.close)
