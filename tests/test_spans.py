@@ -67,10 +67,10 @@ async def test_a_span_and_its_trace_cross_the_bridge_and_end_there(
         async def ask(name: str) -> None:
             with tracing.span(f"ask {name}"):
                 assert await bridge.run(work, name, operation=f"work {name}") == name
+            log.info("over")
 
         for name in "abc":
             nursery.start_soon(ask, name)
-    log.info("over")
     found = of(spans)
     by_event = {line["event"]: line.get("trace_id") for line in lines}
     for name in "abc":
