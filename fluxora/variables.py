@@ -98,6 +98,9 @@ def _url(schemes: tuple[str, ...], name: str, text: str) -> str:
     if not usable:
         # The value may hold a password, so it is not repeated.
         raise ConfigError(f"{name}: a URL that starts with {' or '.join(s + '://' for s in schemes)} is needed")
+    if parts.netloc and "@" not in parts.netloc and "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        # Of a user or password with such a character in it, the beginning would be taken for the host, and shown.
+        raise ConfigError(f"{name}: what stands before @ must have its /, ? and # percent-encoded, as must any other @")
     return text
 
 
