@@ -27,6 +27,9 @@ from fluxora.storage.embedded import EmbeddedServer
 
 _TEMPLATE = "fluxora_template"
 
+# Where nobody sets logging up, structlog has rich print each traceback with all locals: tenths of a CPU second each.
+structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
+
 
 class PostgresRun:
     """The run's server; `create` makes a database like the migrated one and returns its URL."""
