@@ -1,6 +1,7 @@
 """The composition root: builds the tree of actors from a Config, and owns the order in which it starts and stops.
 
-Start: database, migrations, source, then monitor, feed, hub, registrar, dispatcher, front end and the ingest pipeline.
+Start: database, migrations, source, then monitor, feed, hub, registrar, dispatcher, the exchange of rate limits, front
+end and the ingest pipeline.
 Stop: the reverse, so that ingest drains into the log before the front end goes, webhooks that are on their way arrive,
 and the database goes last.
 """
@@ -20,6 +21,7 @@ from fluxora.actors.backups import Backups
 from fluxora.actors.dispatcher import Dispatcher
 from fluxora.actors.feed import Feed
 from fluxora.actors.hub import Hub
+from fluxora.actors.limit_exchange import LimitExchange
 from fluxora.actors.monitor import Monitor
 from fluxora.actors.pipeline import Pipeline
 from fluxora.actors.registrar import Registrar
@@ -55,8 +57,9 @@ class Runtime:
 
     app: Application
 
-    def __init__(self, config: Config, store: Store, feed: Feed, cache: StreamCache) -> None:
+    def __init__(self, config: Config, store: Store, feed: Feed, cache: StreamCache, *, limit_salt: bytes) -> None:
         self.config = config
+        self._limit_salt = limit_salt
         self.push: PushSource | None = PushSource() if config.source.kind == "push" else None
         self._store = store
         self._feed = feed
@@ -151,6 +154,7 @@ class Runtime:
             progress=pipeline.progress,
             calls=None if rpc is None else rpc.status.calls,
             write_tally=registrar.tally,
+            limit_salt=self._limit_salt,
         )
         self.app = create_app(backend)
         self._monitor = Monitor(
@@ -184,6 +188,7 @@ class Runtime:
                 drain=self._dispatcher.drain,
                 drain_s=WEBHOOK_DRAIN_S,
             ),
+            *self._limits(backend),
             ChildSpec(
                 "http",
                 partial(self._front, backend),
@@ -196,6 +201,12 @@ class Runtime:
         if source is not None or self.push is not None:
             children.append(Group("ingest", pipeline.children))
         return Supervisor("fluxora", children)
+
+    def _limits(self, backend: Backend) -> list[ChildSpec]:
+        if not backend.config.limits.enabled:
+            return []
+        exchange = LimitExchange(self._store, backend.limiter)
+        return [ChildSpec(exchange.name, exchange.run, drain=exchange.drain)]
 
     def _webhook_status(self) -> WebhookStatus:
         status = self._dispatcher.status
@@ -248,7 +259,7 @@ async def open_runtime(config: Config) -> AsyncIterator[Runtime]:
         cache = StreamCache(store, trusted=lambda: feed is not None and feed.in_touch())
         feed = Feed(store, cache=cache)
         source, entries = await _open_sources(config, stack)
-        runtime = Runtime(config, store, feed, cache)
+        runtime = Runtime(config, store, feed, cache, limit_salt=await store.limit_salt())
         failure: Exception | None = None
         try:
             async with trio.open_nursery() as nursery:

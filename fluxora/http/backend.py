@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,7 @@ class Backend:
     progress: Progress | None = None
     calls: CallTally | None = None
     write_tally: WriteTally | None = None
+    limit_salt: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     clock: Callable[[], float] = time.time
     stopping: trio.Event = field(default_factory=trio.Event)
     access: Access = field(init=False)
@@ -138,7 +140,7 @@ class Backend:
         config = self.config
         self.access_log = AccessLog(config.access_log_sample)
         self.access = Access(config.access, clock=self.clock)
-        self.limiter = Limiter(config.limits, wall=self.clock)
+        self.limiter = Limiter(config.limits, salt=self.limit_salt, wall=self.clock)
         self.addresses = ClientAddress(config.trusted_proxies)
         self.cors = Cors(config.cors_origins)
         self.health_reply = HealthReply(self.health)

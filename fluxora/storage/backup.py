@@ -30,8 +30,8 @@ from fluxora.storage.archives import CHUNK, SUFFIX, Archive, ArchiveError, Hashe
 from fluxora.storage.pg_programs import ProgramFailed, Programs, Server, last_words, server_of
 
 HAS_TRANSACTION_TIMEOUT = 17  # the version of PostgreSQL that knows this setting, which newer programs always set
-PASSING = ("webhook_claims", "webhook_workers")
-"""Tables that an archive has empty: who sends what just now. A process that still is there would hold it for good."""
+PASSING = ("webhook_claims", "webhook_workers", "limit_processes", "limit_rounds")
+"""Tables that an archive has empty: who does what just now. A process that still is there would hold it for good."""
 _TIMEOUT_LINE = b"SET transaction_timeout = 0;\n"
 _PREAMBLE = 64  # lines of SQL among which it stands
 _TABLE = re.compile(r"^\d+; \d+ \d+ TABLE (\S+) (\S+) ", re.MULTILINE)

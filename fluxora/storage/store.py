@@ -23,7 +23,7 @@ from fluxora.protocol.messages import LogEvent, StreamRecord
 from fluxora.storage import lease as leases
 from fluxora.storage import migrate as migrations
 from fluxora.storage import portfolio as portfolios
-from fluxora.storage import reads, register, webhook_tallies, webhook_workers
+from fluxora.storage import reads, register, shared_limits, webhook_tallies, webhook_workers
 from fluxora.storage.append import Append
 from fluxora.storage.bridge import Bridge, BridgeStatus, open_bridge
 from fluxora.storage.doorbell import listen
@@ -49,6 +49,7 @@ from fluxora.storage.records import (
     Registered,
     StreamQuery,
 )
+from fluxora.storage.shared_limits import Heard, Round
 from fluxora.storage.slots import SlotCache
 from fluxora.storage.webhooks import WebhookStore
 
@@ -167,6 +168,18 @@ class Store:
     async def purge_idempotency_keys(self, limit: int) -> int:
         """Delete up to `limit` idempotency keys that have expired; the number of them."""
         return await self._write(register.purge_keys, limit)
+
+    async def limit_salt(self) -> bytes:
+        """The key of this database under which callers of rate limits are hashed."""
+        return await self._read(shared_limits.salt)
+
+    async def show_for_limits(self, process: str) -> None:
+        """Have the other processes know for a while that this one is there."""
+        await self._read(shared_limits.show, process)
+
+    async def exchange_limits(self, process: str, rounds: Sequence[Round], known: Mapping[str, int]) -> Heard:
+        """Publish what callers spent here, and learn what they spent elsewhere. See fluxora.storage.shared_limits."""
+        return await self._read(shared_limits.exchange, process, rounds, known)
 
     async def entry_wants(self, limit: int) -> list[EntryWant]:
         """Streams whose ledger entry is due to be read."""

@@ -110,6 +110,9 @@ async def test_no_index_goes_unused_by_design(postgres_url: str) -> None:
         "idempotency_keys_pkey",
         "ingest_cursor_pkey",  # one row at most
         "ledgers_pkey",
+        "limit_processes_pkey",
+        "limit_rounds_pkey",
+        "limit_salt_pkey",  # one row at most
         "log_head_pkey",  # one row at most
         "log_runs_pkey",
         "schema_migrations_pkey",

@@ -1,0 +1,166 @@
+"""The exchange over a real database, with buckets that only count: who learns of what, and what an outage costs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import pytest
+import trio
+import trio.testing
+
+from fluxora.actors.limit_exchange import LimitExchange
+from fluxora.config import StorageConfig
+from fluxora.errors import StorageUnavailable
+from fluxora.storage.shared_limits import COUNTS_S, Heard, Round, Tally
+from fluxora.storage.store import Store, open_store
+
+PATIENCE_S = 20
+WHO = b"w" * 16
+
+
+class Buckets:
+    """What the exchange is given and what it brings."""
+
+    def __init__(self) -> None:
+        self.ring: Callable[[], None] = lambda: None
+        self.spent: list[Tally] = []
+        self.learned: list[tuple[Tally, float]] = []
+        self.sharing: list[bool] = []
+        self.changed = trio.Event()
+
+    def begin_sharing(self) -> Iterator[None]:
+        yield
+        self.sharing.append(True)
+        self._tell()
+
+    def end_sharing(self) -> None:
+        self.sharing.append(False)
+        self._tell()
+
+    def take_spent(self, most: int) -> list[Tally]:
+        taken, self.spent = self.spent[:most], self.spent[most:]
+        return taken
+
+    def spend(self, spent: Sequence[Tally], age_s: float) -> None:
+        self.learned += [(tally, age_s) for tally in spent]
+        self._tell()
+
+    def pay(self, tokens: int) -> None:
+        self.spent.append(Tally(WHO, 0, tokens))
+        self.ring()
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def until(self, there: Callable[[], bool]) -> None:
+        while not there():
+            await self.changed.wait()
+
+    def tokens(self) -> list[int]:
+        return [tally.tokens for tally, _ in self.learned]
+
+
+@asynccontextmanager
+async def taking_part(store: Store) -> AsyncIterator[Buckets]:
+    buckets = Buckets()
+    exchange = LimitExchange(store, buckets)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(exchange.run)
+        yield buckets
+        exchange.drain()
+
+
+async def test_each_learns_what_is_spent_at_the_others_and_who_comes_late_as_well(store: Store) -> None:
+    with trio.fail_after(PATIENCE_S):
+        async with taking_part(store) as one, taking_part(store) as two:
+            for each in (one, two):
+                await each.until(lambda each=each: each.sharing == [True])
+            one.pay(3)
+            two.pay(5)
+            await one.until(lambda: one.tokens() == [5])
+            await two.until(lambda: two.tokens() == [3])
+            async with taking_part(store) as three:
+                await three.until(lambda: sorted(three.tokens()) == [3, 5])
+
+
+async def test_one_that_is_alone_publishes_nothing_and_one_that_goes_tells_the_rest(store: Store) -> None:
+    with trio.fail_after(PATIENCE_S):
+        async with taking_part(store) as one:
+            async with taking_part(store) as two:
+                await one.until(lambda: one.sharing == [True])
+                await two.until(lambda: two.sharing == [True])
+                two.spent.append(Tally(WHO, 0, 7))  # which nothing rings for
+            await one.until(lambda: one.tokens() == [7])
+
+
+class Away:
+    """A store that does not answer until it is told to, and then counts rounds once each, as PostgreSQL does."""
+
+    def __init__(self) -> None:
+        self.there = False
+        self.written: dict[int, Round] = {}
+        self.asked = 0
+
+    async def show_for_limits(self, _process: str) -> None:
+        await self._answer()
+
+    async def exchange_limits(self, _process: str, rounds: Sequence[Round], _known: dict[str, int]) -> Heard:
+        self.written.update((each.number, each) for each in rounds if self.there)
+        await self._answer()
+        return Heard(others=True, rounds=[], known={})
+
+    async def _answer(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.asked += 1
+        if not self.there:
+            raise StorageUnavailable("away")
+
+
+async def test_after_an_outage_the_last_minute_is_told_with_its_ages(autojump_clock: trio.testing.MockClock) -> None:
+    store, buckets = Away(), Buckets()
+    exchange = LimitExchange(store, buckets)  # type: ignore[arg-type]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(exchange.run)
+        for second in range(200):
+            buckets.spent.append(Tally(WHO, 0, second))
+            await trio.sleep(1)
+        store.there = True
+        await trio.sleep(2)
+        exchange.drain()
+    told = [(each.spent[0].tokens, each.age_s) for _, each in sorted(store.written.items())]
+    assert COUNTS_S / 3 <= len(told) <= COUNTS_S + 2
+    assert told[-1][0] == 199
+    for (tokens, age_s), (later, later_age_s) in pairwise(told):
+        assert tokens < later
+        assert age_s >= later_age_s
+    assert max(age_s for _, age_s in told) <= COUNTS_S
+    assert store.asked < 250, "and it did not press"
+
+
+async def test_a_ring_brings_the_next_round_forward_but_not_without_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store, buckets = Away(), Buckets()
+    store.there = True
+    exchange = LimitExchange(store, buckets)  # type: ignore[arg-type]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(exchange.run)
+        await trio.sleep(0.3)
+        quiet = store.asked
+        await trio.sleep(10)
+        assert 9 <= store.asked - quiet <= 12
+        busy = store.asked
+        for _ in range(1_000):
+            buckets.pay(1)
+            await trio.sleep(0.01)
+        assert 45 <= store.asked - busy <= 55
+        exchange.drain()
+
+
+@pytest.fixture
+async def store(storage_config: StorageConfig) -> AsyncIterator[Store]:
+    async with open_store(storage_config, decimals={}) as opened:
+        yield opened
