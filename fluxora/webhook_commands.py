@@ -260,15 +260,18 @@ async def _redeliver(desk: Desk) -> Printed:
 async def _replay(desk: Desk) -> Printed:
     asked = desk.asked
     wanted = _read(Replay, {"after": asked.after, "until": asked.until, "only": asked.only})
-    after, only, count = wanted.after or 0, wanted.only or "failed", 0
+    after, only, count, uncertain = wanted.after or 0, wanted.only or "failed", 0, 0
     while True:
         piece = await desk.store.webhooks.replay(asked.endpoint, after, wanted.until, only, desk.actor)
         if piece is None:
             raise _no_endpoint()
-        after, count = piece.through, count + piece.count
+        after, count, uncertain = piece.through, count + piece.count, uncertain + piece.uncertain
         if not piece.has_more:
-            whole = Replayed(count, piece.through, has_more=False)
-            return Printed(shown.replayed(whole), [f"{count} deliveries are pending, of the log up to {piece.through}"])
+            whole = Replayed(count, uncertain, piece.through, has_more=False)
+            lines = [f"{count} deliveries are pending, of the log up to {piece.through}"]
+            if uncertain:
+                lines.append(f"{uncertain} of them may have arrived before: what was delivered there has been purged")
+            return Printed(shown.replayed(whole), lines)
 
 
 async def _log(desk: Desk) -> Printed:

@@ -240,7 +240,7 @@ async def test_a_replay_goes_through_the_whole_log(shell: Shell, store: Store) -
     await register(store, 1, 2, 3)
     made = await shell.json("add", URL)
     done = await shell.json("replay", made["id"], "--until", "2")
-    assert done == {"count": 2, "through": "2", "hasMore": False}
+    assert done == {"count": 2, "uncertain": 0, "through": "2", "hasMore": False}
     assert await shell.lines("replay", made["id"]) == "1 deliveries are pending, of the log up to 3"
     await settle(store, "delivered", status=200)
     assert (await shell.json("replay", made["id"]))["count"] == 0

@@ -138,6 +138,13 @@ class Replayed(msgspec.Struct, rename="camel", kw_only=True):
     """What a replay has set going. With more, ask again with `after` = `through`."""
 
     count: Annotated[Count, Meta(description="Deliveries that are pending (again) by it.")]
+    uncertain: Annotated[
+        Count,
+        Meta(
+            description="How many of them may have arrived before: the endpoint has no delivery of them, and they lie "
+            "where deliveries that had arrived have been purged. It is none where nothing was purged yet."
+        ),
+    ]
     through: Annotated[PositionText, Meta(description="The log was looked through up to here.")]
     has_more: bool
 
@@ -258,7 +265,7 @@ def delivery_page(found: Sequence[records.Delivery], limit: int) -> DeliveryPage
 
 def replayed(piece: records.Replayed) -> Replayed:
     """What one piece of a replay did."""
-    return Replayed(count=piece.count, through=str(piece.through), has_more=piece.has_more)
+    return Replayed(count=piece.count, uncertain=piece.uncertain, through=str(piece.through), has_more=piece.has_more)
 
 
 def admin_log_page(found: Sequence[records.AdminEntry], after: int, limit: int) -> AdminLogPage:

@@ -38,7 +38,10 @@ _DELIVERY = (
     "d.endpoint_id, d.position, v.event_id, v.event, v.stream_id, d.status, d.attempts, d.at_ms, d.due_ms, "
     "d.created_ms, d.last_status, d.last_error"
 )
-_LOCK = "SELECT id, events, stream_ids, addresses, ordered FROM webhook_endpoints WHERE id = $1 AND NOT deleted"
+_LOCK = (
+    "SELECT id, events, stream_ids, addresses, ordered, purged_position FROM webhook_endpoints "
+    "WHERE id = $1 AND NOT deleted"
+)
 
 _ONE = f"""
 SELECT {_DELIVERY} FROM webhook_deliveries d JOIN events v ON v.position = d.position
@@ -77,11 +80,12 @@ WITH clock AS MATERIALIZED (SELECT {NOW_MS} AS now_ms), asked AS (
     SELECT $1, position, now_ms, now_ms, now_ms, queue FROM asked, clock ON CONFLICT DO NOTHING RETURNING position
 ), counted AS (
     SELECT (SELECT count(*) FROM again) + (SELECT count(*) FROM missed) AS pending,
-        (SELECT count(*) FROM again WHERE was = 'dead') AS dead
+        (SELECT count(*) FROM again WHERE was = 'dead') AS dead,
+        (SELECT count(*) FROM missed WHERE position <= $5) AS uncertain
 ), tally AS (
     INSERT INTO webhook_tallies (endpoint_id, pending, dead) SELECT $1, pending, -dead FROM counted WHERE pending > 0
 )
-SELECT pending FROM counted
+SELECT pending, uncertain FROM counted
 """  # noqa: S608 (no value in it)
 
 TOLD: Final = """
@@ -116,10 +120,14 @@ WITH old AS (
     DELETE FROM webhook_attempts a USING old WHERE a.endpoint_id = $1 AND a.position = old.position
 ), gone AS (
     DELETE FROM webhook_deliveries d USING old WHERE d.endpoint_id = $1 AND d.position = old.position
-    RETURNING d.status
+    RETURNING d.position, d.status
 ), tally AS (
     INSERT INTO webhook_tallies (endpoint_id, pending, dead)
     SELECT $1, 0, -count(*) FROM gone WHERE status = 'dead' HAVING count(*) > 0
+), known AS (
+    UPDATE webhook_endpoints SET purged_position = arrived.last
+    FROM (SELECT max(position) AS last FROM gone WHERE status = 'delivered') AS arrived
+    WHERE id = $1 AND arrived.last > purged_position
 )
 SELECT count(*) FROM gone
 """  # noqa: S608 (no value in it)
@@ -211,7 +219,7 @@ async def replay(connection: Connection, endpoint_id: str, span: Span, actor: st
             return None
         head = await reads.position(connection)
         last = head if span.until is None else min(span.until, head)
-        again = _Again(connection, Filter(endpoint), AGAIN[span.only])
+        again = _Again(connection, Filter(endpoint), AGAIN[span.only], endpoint["purged_position"])
         through, looked = span.after, 0
         while through < last and looked < REPLAYED_AT_ONCE:
             limit = min(READ_AT_ONCE, REPLAYED_AT_ONCE - looked)
@@ -223,17 +231,22 @@ async def replay(connection: Connection, endpoint_id: str, span: Span, actor: st
         detail = {"after": span.after, "through": through, "only": span.only, "count": again.count}
         await admin_log.add(connection, actor, "webhook.replayed", endpoint_id, detail)
         await connection.execute("SELECT pg_notify($1, '')", CHANNEL)
-    return Replayed(again.count, through, has_more=through < last)
+    return Replayed(again.count, again.uncertain, through, has_more=through < last)
 
 
 class _Again:
-    """What of the log is made pending for one endpoint, under its lock; `count` deliveries so far."""
+    """What of the log is made pending for one endpoint, under its lock.
 
-    def __init__(self, connection: Connection, wanted: Filter, statuses: list[DeliveryStatus]) -> None:
+    `count` deliveries so far; `uncertain` of them had no row, and lie up to `purged`, where such may be what arrived.
+    """
+
+    def __init__(self, connection: Connection, wanted: Filter, statuses: list[DeliveryStatus], purged: int) -> None:
         self._connection = connection
         self._wanted = wanted
         self._statuses = statuses
+        self._purged = purged
         self.count = 0
+        self.uncertain = 0
 
     async def send(self, events: Sequence[LogEvent]) -> None:
         """Those that match, and then those that take back what the endpoint was told of, these now included."""
@@ -249,7 +262,11 @@ class _Again:
     async def _pending(self, events: Sequence[LogEvent]) -> None:
         if events:
             positions, queues = [event.position for event in events], [self._wanted.queue(event) for event in events]
-            self.count += await self._connection.fetchval(_REPLAY, self._wanted.id, positions, queues, self._statuses)
+            row = await self._connection.fetchrow(
+                _REPLAY, self._wanted.id, positions, queues, self._statuses, self._purged
+            )
+            self.count += row["pending"]
+            self.uncertain += row["uncertain"]
 
     async def _told(self, retractions: Sequence[LogEvent]) -> set[int]:
         """The positions of those that the endpoint has a delivery of, or of an event that they take back."""

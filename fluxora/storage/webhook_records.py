@@ -230,9 +230,13 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Replayed(msgspec.Struct, frozen=True):
-    """One piece of a replay: `count` deliveries were made pending; the log was looked through up to `through`."""
+    """One piece of a replay: `count` deliveries were made pending; the log was looked through up to `through`.
+
+    `uncertain` of them have no trace, and lie where deliveries that arrived have been purged: they may be such.
+    """
 
     count: int
+    uncertain: int
     through: int
     has_more: bool
 

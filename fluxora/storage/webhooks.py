@@ -163,9 +163,10 @@ class WebhookStore:
     ) -> Replayed | None:
         """Send a part of the log again, what lies above `after` and up to `until` (None: the log's end) and matches.
 
-        `failed`: what was dead-lettered or never recorded for the endpoint; `all`: also what was delivered. What is
-        pending stays so. One call looks through a bounded piece; the next one goes on behind `through`. None where
-        there is no such endpoint.
+        `failed`: what was dead-lettered or never recorded for the endpoint, and what was purged, which leaves no trace
+        that would tell it from that (`Replayed.uncertain`); `all`: also what was delivered. What is pending stays so.
+        One call looks through a bounded piece; the next one goes on behind `through`. None where there is no such
+        endpoint.
         """
         return await self._write(deliveries.replay, endpoint_id, Span(after, until, only), actor)
 

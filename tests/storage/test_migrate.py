@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from scripted import query
+from scripted import execute, query
 
 from fluxora.config import StorageConfig
 from fluxora.errors import ConfigError, MigrationMismatch, StorageUnavailable
@@ -131,3 +131,17 @@ async def test_no_index_goes_unused_by_design(postgres_url: str) -> None:
         "webhook_endpoints_pkey",
         "webhook_workers_pkey",
     }
+
+
+async def test_of_endpoints_of_before_nobody_knows_what_was_purged(empty_url: str) -> None:
+    files = migrate.migrations()
+    at = next(number for number, file in enumerate(files) if file.name.endswith("_purged_deliveries.sql"))
+    await apply(empty_url, files[:at])
+    made = (
+        "INSERT INTO webhook_endpoints (id, url, description, events, stream_ids, addresses, ordered, rate_limit, "
+        "max_in_flight, enabled, created_ms, updated_ms, created_position, secret) "
+        "VALUES ('we_1', 'https://a.test/', '', '{}', '{}', '{}', false, 0, 1, true, 0, 0, 0, 's')"
+    )
+    await execute(empty_url, ["UPDATE log_head SET position = 42", made])
+    await apply(empty_url, files)
+    assert [row["purged_position"] for row in await query(empty_url, "SELECT * FROM webhook_endpoints")] == [42]

@@ -145,7 +145,7 @@ async def test_a_replay_sends_what_failed_or_was_missed_or_everything(storage_co
 
         told = await store.webhooks.replay(made.id, 0, 9, "failed", "key:ops")
         assert told is not None
-        assert (told.count, told.through, told.has_more) == (2, 9, False)
+        assert (told.count, told.uncertain, told.through, told.has_more) == (2, 0, 9, False)
         assert due_now(await rows(store)) == {2, 9}
         told = await store.webhooks.replay(made.id, 1, None, "all", "key:ops")
         assert told is not None
@@ -160,6 +160,28 @@ async def test_a_replay_sends_what_failed_or_was_missed_or_everything(storage_co
         told = await store.webhooks.replay(made.id, 10, None, "all", "key:ops")
         assert told is not None
         assert (told.count, told.through, told.has_more) == (0, 10, False)
+
+
+async def test_a_replay_says_of_how_much_nobody_knows_whether_it_arrived(storage_config: StorageConfig) -> None:
+    async with opened(storage_config) as (store, _):
+        made = await endpoint(store)
+        await record(store, 2)
+        await store.webhooks.update(made.id, EndpointChanges(enabled=False), "test")
+        await store.register([create()])  # 3 is missed
+        await store.webhooks.update(made.id, EndpointChanges(enabled=True), "test")
+        await store.register([create(), create()])
+        await work(store, dead=[2])
+        await store.webhooks.update(made.id, EndpointChanges(enabled=False), "test")
+        await store.register([create()])  # so is 6
+        await store.webhooks.update(made.id, EndpointChanges(enabled=True), "test")
+        await execute(store.url, [f"UPDATE webhook_deliveries SET at_ms = at_ms - {31 * DAY_MS} WHERE position <> 5"])
+        assert await store.webhooks.purge(30 * DAY_MS, 1) == 1
+        assert await store.webhooks.purge(30 * DAY_MS, 100) == 2  # of 1, 2 and 4 nothing is left
+        for only, count, uncertain in (("failed", 5, 4), ("failed", 0, 0), ("all", 1, 0)):
+            told = await store.webhooks.replay(made.id, 0, None, only, "test")
+            assert told is not None
+            assert (told.count, told.uncertain) == (count, uncertain), "up to 4 nobody knows; 6 was never recorded"
+        await check_tables(store.url)
 
 
 async def test_a_replay_goes_through_the_log_in_bounded_pieces(

@@ -132,7 +132,7 @@ async def list_costs(store: Store, made: Sequence[str], number: int) -> dict[str
             await cost.of("purge", deliveries.PURGE, made[0], HOUR_MS, 20)
             await cost.of("clear", deliveries._CLEAR, made[0], 20)
             span = list(range(number // 2, number // 2 + 20))
-            await cost.of("replay", deliveries._REPLAY, made[0], span, [None] * 20, ["dead", "delivered"])
+            await cost.of("replay", deliveries._REPLAY, made[0], span, [None] * 20, ["dead", "delivered"], 0)
         finally:
             await connection.execute("ROLLBACK")
         return cost.pages
