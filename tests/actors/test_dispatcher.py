@@ -141,7 +141,7 @@ async def test_410_disables_the_endpoint_and_what_waits_goes_on_when_it_is_enabl
 
 async def test_an_attempt_that_fails_inside_is_a_failed_attempt_and_no_crash(world: HookWorld) -> None:
     class Broken:
-        async def send(self, _url: str, _message: Message) -> Sent:
+        async def send(self, _url: str, _message: Message, _span: object) -> Sent:
             raise RuntimeError("broken")
 
         def close(self) -> None:
