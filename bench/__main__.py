@@ -24,9 +24,9 @@ REPORTS = Path(__file__).parent / "reports"
 SMOKE = (
     "decode --events 5000",
     "ingest --events 10000",
-    "contract --examples 50",
+    "contract --examples 100 --phases fuzzing stateful",  # the tests have the others
     "slow_clients --seconds 0.3 --bound 3 --connections 200",
-    "rest --rounds 1 --streams 2000 --connections 64 --cases id page create",
+    "rest --rounds 1 --streams 2000 --connections 64 --cases id create",
     "ws_connections --sockets 200 --ping 1",
     "ws_fanout --rounds 1 --sockets 200 --shapes twenty --healthy 100 --seconds 0.2",
     "sse --rounds 1 --streams 200 --shapes all --seconds 0.2",

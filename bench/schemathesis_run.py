@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fluxora.protocol.api_keys import make
 
 # DELETE cancels a stream, and it can be read for ever: a resource that is gone after it does not exist here.
 NOT_HELD = "use_after_free"
+PHASES = ("examples", "coverage", "fuzzing", "stateful")
 EXCERPT, LONGEST_LINE = 8_000, 1_000  # characters; a body may be of megabytes
 _BEGINS = "=========="  # the heading of what went wrong
 _CONFIG = """
@@ -79,7 +81,7 @@ def new_key() -> tuple[str, str]:
     return text, key.entry
 
 
-def run(port: int, *, key: str, folder: Path, examples: int, seed: int) -> Found:
+def run(port: int, *, key: str, folder: Path, examples: int, seed: int, phases: Sequence[str] = PHASES) -> Found:
     """Throw up to `examples` requests at each operation in each phase; `key` is taken by the server.
 
     Everything that schemathesis writes is in `folder`.
@@ -93,7 +95,16 @@ def run(port: int, *, key: str, folder: Path, examples: int, seed: int) -> Found
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "--no-color", "run"),
         *("--checks", "all", "--exclude-checks", NOT_HELD, "--continue-on-failure"),
-        *("--max-examples", str(examples), "--seed", str(seed), "--generation-database", "none"),
+        *(
+            "--phases",
+            ",".join(phases),
+            "--max-examples",
+            str(examples),
+            "--seed",
+            str(seed),
+            "--generation-database",
+            "none",
+        ),
         *("--report", "json", "--report-json-path", str(report)),
         f"http://127.0.0.1:{port}/openapi.json",
     ]

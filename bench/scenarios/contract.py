@@ -17,7 +17,7 @@ from pathlib import Path
 from bench import fuzzed_process, schemathesis_run, tables
 from bench.child import Child
 from bench.harness import Run
-from bench.schemathesis_run import Found
+from bench.schemathesis_run import PHASES, Found
 from fluxora.storage.embedded import EmbeddedServer
 
 START_S = 120.0
@@ -34,6 +34,7 @@ class ContractScenario:
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """How many, and which."""
         parser.add_argument("--examples", type=int, default=1_000, help="requests at least (10000 for the real thing)")
+        parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="of schemathesis")
         parser.add_argument("--seed", type=int, default=None, help="of the first round; random if absent")
 
     def run(self, run: Run) -> None:
@@ -59,7 +60,11 @@ class ContractScenario:
             while sum(one.test_cases.generated for one in found) < run.options.examples:
                 seed = first + len(found)
                 with run.stage(f"seed {seed}"):
-                    found.append(schemathesis_run.run(port, key=key, folder=folder, examples=most, seed=seed))
+                    found.append(
+                        schemathesis_run.run(
+                            port, key=key, folder=folder, examples=most, seed=seed, phases=run.options.phases
+                        )
+                    )
                 if found[-1].excerpt:
                     run.note(f"seed {seed}: {found[-1].excerpt}")
             child.alive()

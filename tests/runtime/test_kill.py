@@ -19,7 +19,7 @@ from waiting import eventually
 from fluxora.localnet import Network, Script, bulk, contract_address, open_localnet
 from fluxora.storage.embedded import EmbeddedServer
 
-KILLS = 100 if LONG else 6
+KILLS = 100 if LONG else 4
 EVENTS_PER_KILL = 1_500  # of the backlog
 PAGE_LIMIT = 10  # small pages: many commits, most of them in the middle of a ledger
 SEED = 11
