@@ -24,6 +24,7 @@ import jwt
 import pytest
 from outages import Stopped, own_server
 from processes import Served, environment, following, run, serve
+from stellar_sdk import StrKey
 from waiting import eventually
 from webhook_consumer import Answer, consuming
 
@@ -31,6 +32,7 @@ from fluxora.localnet import Script, open_localnet
 from fluxora.protocol import api_keys
 
 SEED = 41
+CONTRACT = StrKey.encode_contract(bytes(32))
 NEW = {
     "sender": "GBTCYEJULCFIW2KAAJA6FHE5D7NZ3SYSYORZNI6MSBGYHT4H3ZPGDWZK",
     "recipient": "GBFTCKGB37APXZFUXIPZ2GCWIPO3FN5SRGNV5CWZZXVMVRF7EHXPZMHE",
@@ -328,10 +330,6 @@ async def is_well(client: httpx.AsyncClient) -> bool:
         ("DATABASE_URL", "postgresql://fluxora:{}@127.0.0.1:1/fluxora"),
         ("STELLAR_RPC_URL", "ftp://user:{}@rpc.example/{}"),
         ("STELLAR_RPC_URL", "https://user:{}@rpc.example:port/{}"),
-        ("STELLAR_RPC_URL", "http://{}/and:more@127.0.0.1:1/"),
-        ("STELLAR_RPC_URL", "http://{}?and:more@127.0.0.1:1/"),
-        ("STELLAR_RPC_URL", "http://{}#and:more@127.0.0.1:1/"),
-        ("DATABASE_URL", "postgresql://{}/and:more@127.0.0.1:1/fluxora"),
         ("STELLAR_RPC_URL", "https://user:{}@rpc.example/\u00e9{}"),
         ("HORIZON_URL", "ftp://user:{}@horizon.example"),
         ("JWT_SECRET", "{}"),
@@ -354,6 +352,3 @@ async def test_a_value_that_cannot_be_used_is_not_repeated(name: str, form: str,
         done = await run(*words, environ=environ)
         assert done.returncode in {1, 2}, done
         assert secrets.found_in(done.stdout + done.stderr) == set(), done
-
-
-CONTRACT = "CAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAD2KM"
