@@ -195,9 +195,7 @@ def _of_sockets(sockets: Sockets) -> Iterable[Metric]:
     yield GaugeMetricFamily("fluxora_hub_position", "The position up to which everything was told.", value=hub.position)
     yield GaugeMetricFamily("fluxora_hub_subscriptions", "Subscriptions of all subscribers.", value=hub.subscriptions)
     yield GaugeMetricFamily("fluxora_hub_catching_up", "Subscriptions that catch up.", value=hub.catching_up)
-    yield GaugeMetricFamily(
-        "fluxora_hub_behind", "Subscribers told from the log as they read.", value=hub.behind
-    )
+    yield GaugeMetricFamily("fluxora_hub_behind", "Subscribers told from the log as they read.", value=hub.behind)
     yield CounterMetricFamily("fluxora_hub_told", "Events told, for each subscriber.", value=hub.told)
     yield CounterMetricFamily("fluxora_hub_dropped", "Subscribers that took nothing, or too little.", value=hub.dropped)
 
