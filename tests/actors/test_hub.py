@@ -55,7 +55,9 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         ("retelling", "FAIR_EVERY", 2),
         ("catch_up", "PAGE", 3),
         ("retelling", "PIECE_BYTES", 300),
+        ("catch_up", "PAGE_BYTES", 300),
         ("parties", "_PAGE", 3),
+        ("parties", "_PAGE_BYTES", 300),
         ("hub", "_RETRY_S", 0),
     ):
         monkeypatch.setattr(f"fluxora.actors.{where}.{name}", value)
