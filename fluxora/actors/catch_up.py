@@ -10,6 +10,7 @@ from fluxora.protocol.sockets import Selector
 from fluxora.storage.store import EventQuery
 
 PAGE = 1_000
+PAGE_BYTES = 1 << 20  # of payloads
 STREAMS = 4 * PAGE
 
 
@@ -73,11 +74,11 @@ class CatchUp(Retelling):
         store = self._hub.store
         while not self._over:
             head = self._hub.head
-            query = EventQuery(stream_id=self.selector.value, after=self._through, limit=PAGE)
+            query = EventQuery(stream_id=self.selector.value, after=self._through, limit=PAGE, most_bytes=PAGE_BYTES)
             async with self._hub.reading.taken(self._subscriber.caller):
                 page = await self._hub.patiently(lambda query=query: store.events(query))  # type: ignore[misc]
                 await self._recall(parties, page)
-            if await self._tell(parties, page) and (len(page) < PAGE or page[-1].position > head):
+            if await self._tell(parties, page) and (not query.is_full(page) or page[-1].position > head):
                 self._through = max(self._through, head)
                 return
 

@@ -23,6 +23,7 @@ from fluxora.storage.store import Appended, EventQuery, Store
 POLL_INTERVAL_S = 1.0
 TRUST_S = 5.0
 _PAGE = 1_000
+_PAGE_BYTES = 1 << 20  # of payloads: each that is far behind has a page of its own
 _RETRY_S = 0.5
 
 
@@ -111,7 +112,9 @@ class Feed:
             batch = self._kept(after)
             if batch is None:
                 try:
-                    batch = tuple(await self._store.events(EventQuery(after=after, limit=_PAGE)))
+                    batch = tuple(
+                        await self._store.events(EventQuery(after=after, limit=_PAGE, most_bytes=_PAGE_BYTES))
+                    )
                 except StorageUnavailable:
                     await trio.sleep(_RETRY_S)
                     continue
@@ -128,7 +131,7 @@ class Feed:
             self._head = head.position
             self._wake()
         while self._head < head.position:
-            events = await self._store.events(EventQuery(after=self._head, limit=_PAGE))
+            events = await self._store.events(EventQuery(after=self._head, limit=_PAGE, most_bytes=_PAGE_BYTES))
             if not events:
                 break  # a database that was set back; the next look decides
             # The recorder may have published meanwhile.

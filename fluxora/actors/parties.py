@@ -20,6 +20,7 @@ STREAMS = 20_000  # of which it is remembered whose they are, some 200 bytes eac
 _CREATED = "stream.created"
 _REVERTED = "stream.reverted"
 _PAGE = 1_000
+_PAGE_BYTES = 1 << 20  # of payloads
 
 
 class _Known(msgspec.Struct, frozen=True, gc=False):
@@ -92,13 +93,14 @@ class Parties:
         told: dict[str, Concerned] = {}  # an id may have come before, been taken back, and come again
         after = 0
         while True:
-            page = await self._store.events(EventQuery(stream_id=retraction.stream_id, after=after, limit=_PAGE))
+            query = EventQuery(stream_id=retraction.stream_id, after=after, limit=_PAGE, most_bytes=_PAGE_BYTES)
+            page = await self._store.events(query)
             for event in page:
                 if event.position >= retraction.position:
                     return tuple(set(told.values()))
                 if event.event_id in undone:
                     told[event.event_id] = concerned(event)
-            if len(page) < _PAGE:
+            if not query.is_full(page):
                 return tuple(set(told.values()))
             after = page[-1].position
 

@@ -14,6 +14,8 @@ from fluxora.http.replies import raw_json_reply
 from fluxora.protocol.messages import LogEvent, encode_event
 from fluxora.storage.records import EventQuery
 
+PAGE_BYTES = 1 << 22  # of payloads in one answer: ordinary ones are of a kilobyte, and there may be 1,000 of them
+
 
 async def all_events(request: Request, backend: Backend) -> Reply:
     """The log behind `after`, filtered.
@@ -24,18 +26,17 @@ async def all_events(request: Request, backend: Backend) -> Reply:
     """
     wanted = read_query(AllEvents, request.query)
     position = await backend.store.position()
-    found = await backend.store.events(
-        EventQuery(
-            after=wanted.after,
-            limit=wanted.limit + 1,
-            stream_id=wanted.stream_id,
-            event=wanted.event,
-            contract_id=wanted.contract_id,
-            ledger_from=wanted.ledger_from,
-            ledger_to=wanted.ledger_to,
-        )
+    query = EventQuery(
+        after=wanted.after,
+        limit=wanted.limit + 1,
+        stream_id=wanted.stream_id,
+        event=wanted.event,
+        contract_id=wanted.contract_id,
+        ledger_from=wanted.ledger_from,
+        ledger_to=wanted.ledger_to,
+        most_bytes=PAGE_BYTES,
     )
-    return _page(found, wanted, position)
+    return _page(query, await backend.store.events(query), position)
 
 
 async def stream_events(request: Request, backend: Backend) -> Reply:
@@ -51,10 +52,11 @@ async def stream_events(request: Request, backend: Backend) -> Reply:
     if not STREAM_ID.fullmatch(stream_id):
         raise NotFound("There is no such stream")
     position = await backend.store.position()
-    found = await backend.store.events(EventQuery(after=wanted.after, limit=wanted.limit + 1, stream_id=stream_id))
+    query = EventQuery(after=wanted.after, limit=wanted.limit + 1, stream_id=stream_id, most_bytes=PAGE_BYTES)
+    found = await backend.store.events(query)
     if not found and not await is_known(stream_id, backend):
         raise NotFound("There is no such stream")
-    return _page(found, wanted, position)
+    return _page(query, found, position)
 
 
 async def is_known(stream_id: str, backend: Backend) -> bool:
@@ -68,14 +70,17 @@ async def is_known(stream_id: str, backend: Backend) -> bool:
     return bool(await backend.store.events(EventQuery(after=0, limit=1, stream_id=stream_id)))
 
 
-def _page(found: Sequence[LogEvent], wanted: AllEvents | StreamEvents, position: int) -> Reply:
-    """`position` was read before the events, so a page without more is complete up to it; payloads go out as stored."""
-    page = found[: wanted.limit]
-    next_after = page[-1].position if page else wanted.after
+def _page(query: EventQuery, found: Sequence[LogEvent], position: int) -> Reply:
+    """`position` was read before the events, so a page without more is complete up to it; payloads go out as stored.
+
+    The last event of what is full only says that there is more.
+    """
+    full = query.is_full(found)
+    page = found[:-1] if full else found
     body = b'{"events":[%b],"hasMore":%b,"nextAfter":"%d","position":"%d"}' % (
-        b",".join(encode_event(event) for event in page),
-        b"true" if len(found) > wanted.limit else b"false",
-        next_after,
+        b",".join(map(encode_event, page)),
+        b"true" if full else b"false",
+        page[-1].position if page else query.after,
         position,
     )
     return raw_json_reply(body)

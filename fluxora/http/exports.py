@@ -31,6 +31,7 @@ from fluxora.storage.records import EventQuery, StreamQuery
 
 CSV_COLUMNS = StreamView.__struct_encode_fields__
 PAGE_ROWS = 500
+PAGE_BYTES = 1 << 20  # of payloads
 PIECE_BYTES = 1 << 15  # rendered at a time, a few milliseconds of work; other tasks run in between
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -115,7 +116,7 @@ async def events_ndjson(request: Request, backend: Backend) -> Reply:
         StorageUnavailable: the database cannot answer.
     """
     asked = read_query(ExportEvents, request.query)
-    wanted = EventQuery(limit=PAGE_ROWS, **msgspec.structs.asdict(asked))
+    wanted = EventQuery(limit=PAGE_ROWS, most_bytes=PAGE_BYTES, **msgspec.structs.asdict(asked))
     headers = _headers("application/x-ndjson", "events.ndjson")
     if request.method == "HEAD":
         return Reply(200, headers, chunks=_nothing())
@@ -141,11 +142,11 @@ async def _chunks(
 ) -> AsyncGenerator[bytes, None]:
     """The body in pieces of about `PIECE_BYTES`, each made when it is asked for, so that the reader sets the pace.
 
-    `next_page` gives the rows behind the last one of a full page; a page that is not full is the last.
+    `next_page` gives the rows behind the last one of a page, none at the end.
     """
     piece, rows = bytearray(header), 0
     try:
-        while True:
+        while page:
             for row in page:
                 piece += line(row)
                 if len(piece) >= PIECE_BYTES:
@@ -153,8 +154,6 @@ async def _chunks(
                     yield bytes(piece)
                     piece.clear()
             rows += len(page)
-            if len(page) < PAGE_ROWS:
-                break
             last = page[-1]
             page.clear()  # before the next one is read, not after
             page = await next_page(last)

@@ -28,6 +28,13 @@ _EVENT = (
     "FROM events"
 )
 
+# Payloads that are stored apart are looked at one after the other, and none is sent that is not wanted.
+_WEIGHED = (
+    "SELECT * FROM (SELECT page.*, sum(octet_length(payload::text)) OVER "
+    "(ORDER BY position ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING) AS before FROM ({page}) AS page) AS weighed "
+    "WHERE before IS NULL OR before < ${most} ORDER BY position"
+)
+
 
 async def position(connection: Connection) -> int:
     """The position of the newest committed log row; 0 while there is none."""
@@ -162,17 +169,32 @@ def _scans(select: str, conditions: list[str], query: StreamQuery, order: str) -
 async def events(connection: Connection, query: EventQuery) -> list[LogEvent]:
     """A page of the log in position order."""
     if query.ledger_from is None and query.ledger_to is None:
-        text, values = event_page(query, query.after, None)
-        return [log_event(row) for row in await connection.fetch(text, *values)]
+        return await _page_of_events(connection, query, query.after, None)
     found: list[LogEvent] = []
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         for first, last in await _position_ranges(connection, query):
-            text, values = event_page(query, max(query.after, first - 1), last)
-            values[-1] -= len(found)
-            found += [log_event(row) for row in await connection.fetch(text, *values)]
-            if len(found) >= query.limit:
+            found += await _page_of_events(connection, _left_of(query, found), max(query.after, first - 1), last)
+            if query.is_full(found):
                 break
     return found
+
+
+def _left_of(query: EventQuery, found: Sequence[LogEvent]) -> EventQuery:
+    """What of a page is still to be found: where it is as large as it may be, one that says that there is more."""
+    limit, most_bytes = query.limit - len(found), query.most_bytes
+    if most_bytes is not None:
+        most_bytes -= sum(len(event.payload) for event in found)
+        if most_bytes <= 0:
+            limit, most_bytes = 1, None
+    return msgspec.structs.replace(query, limit=limit, most_bytes=most_bytes)
+
+
+async def _page_of_events(connection: Connection, query: EventQuery, after: int, last: int | None) -> list[LogEvent]:
+    text, values = event_page(query, after, last)
+    if query.most_bytes is not None:
+        values.append(query.most_bytes)
+        text = _WEIGHED.format(page=text, most=len(values))
+    return [log_event(row) for row in await connection.fetch(text, *values)]
 
 
 def event_page(query: EventQuery, after: int, last: int | None) -> tuple[str, list[Any]]:

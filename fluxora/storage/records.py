@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -158,7 +159,11 @@ class Listing(msgspec.Struct, frozen=True):
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of the log in position order, behind `after`; ledger bounds are inclusive."""
+    """A page of the log in position order, behind `after`; ledger bounds are inclusive.
+
+    With `most_bytes`, which has to be above 0, a page ends behind the event that follows on the one with which its
+    payloads come to so much: so it is seen whether there is more, and no more is in memory.
+    """
 
     after: int = 0
     limit: int = 100
@@ -167,3 +172,10 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
     contract_id: str | None = None
     ledger_from: int | None = None
     ledger_to: int | None = None
+    most_bytes: int | None = None
+
+    def is_full(self, page: Sequence[LogEvent]) -> bool:
+        """Whether a page of this query has as much as it may have, so that there may be more."""
+        if len(page) >= self.limit:
+            return True
+        return self.most_bytes is not None and sum(len(event.payload) for event in page[:-1]) >= self.most_bytes

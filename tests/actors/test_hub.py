@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import trio
 import trio.testing
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from fluxora.actors.hub import ResumeLost
 from fluxora.actors.lag import BEHIND_S, STUCK_S
+from fluxora.actors.retelling import Retelling
 from fluxora.errors import InvariantError
 from fluxora.protocol.sockets import ALL, Selector
 
@@ -51,7 +55,9 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         ("retelling", "FAIR_EVERY", 2),
         ("catch_up", "PAGE", 3),
         ("retelling", "PIECE_BYTES", 300),
+        ("catch_up", "PAGE_BYTES", 300),
         ("parties", "_PAGE", 3),
+        ("parties", "_PAGE_BYTES", 300),
         ("hub", "_RETRY_S", 0),
     ):
         monkeypatch.setattr(f"fluxora.actors.{where}.{name}", value)
@@ -331,6 +337,53 @@ async def test_who_catches_up_slowly_is_waited_for_and_nobody_else_is(world: Wor
     assert slow.told == list(range(1, 38))
     assert world.hub.status.catching_up == 0
     assert world.resuming == 0
+
+
+class Passes(trio.abc.Instrument):
+    """Counts how often the event loop has come round."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_io_wait(self, _timeout: float) -> None:
+        self.count += 1
+
+
+async def test_many_who_catch_up_take_turns_and_each_client_has_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, the event loop comes round behind each slice, and one who has many waits for itself."""
+    passes = Passes()
+    trio.lowlevel.add_instrument(passes)
+    looked: list[tuple[int, str]] = []
+    look_through = Retelling._look_through
+
+    def watched(self: Retelling, *args: Any) -> Any:
+        looked.append((passes.count, self._subscriber.caller))
+        return look_through(self, *args)
+
+    monkeypatch.setattr(Retelling, "_look_through", watched)
+    for number in range(30):
+        world.log.write("update", number)
+    world.log.grow()
+    await settled()
+    greedy = [world.joined(Reader("v2", caller="greedy")) for _ in range(20)]
+    for reader in greedy:
+        world.resume(reader, ALL, 0)
+    for _ in range(100):
+        await trio.lowlevel.checkpoint()
+    modest = world.joined(Reader("v2", caller="modest"))
+    world.resume(modest, ALL, 0)
+    start = len(looked)
+    await until(lambda: len(modest.told) == 36)
+    had = Counter(caller for _, caller in looked[start:])
+    assert had["greedy"] <= 3 * had["modest"], "it reads between its slices, when the turn is another's"
+    await until(lambda: not world.resuming)
+    assert {tuple(reader.told) for reader in (modest, *greedy)} == {tuple(range(1, 37))}
+    in_a_pass = Counter(count for count, _ in looked)
+    assert max(in_a_pass.values()) <= 2, "a last slice, and the first of who comes behind it"
+    assert sum(times > 1 for times in in_a_pass.values()) <= 21
+    trio.lowlevel.remove_instrument(passes)
 
 
 async def test_a_position_above_the_log_is_lost_and_one_that_others_know_is_waited_for(world: World) -> None:

@@ -343,6 +343,67 @@ async def test_a_client_that_leaves_while_it_catches_up_leaves_nothing_behind(se
     assert live.hub.status.subscribers == 0
 
 
+async def test_what_waits_to_be_resumed_has_no_task_and_is_resumed_in_its_turn(server, commit, told, monkeypatch):
+    monkeypatch.setattr("fluxora.http.session.WINDOW_S", 0.0)
+    for number in range(3):
+        await commit(created(number, ledger=10 + number))
+    await told(3)
+    hub = server.backend.hub
+    go, catch_up = trio.Event(), hub.catch_up
+
+    async def later(asked):
+        await go.wait()
+        return await catch_up(asked)
+
+    monkeypatch.setattr(hub, "catch_up", later)
+    wanted = [{"streamId": "*"}, *({"streamId": f"stream-{number}"} for number in range(199))]
+    async with opened(server) as client:
+        before = trio.lowlevel.current_statistics().tasks_living
+        for nth, one in enumerate(wanted):
+            await client.send({"type": "subscribe", "after": "0", "ref": str(nth), **one})
+        with trio.fail_after(DEADLINE_S):
+            while hub.status.catching_up < len(wanted):
+                await trio.lowlevel.checkpoint()
+        assert trio.lowlevel.current_statistics().tasks_living <= before + 2
+        for gone in (5, 199):
+            await client.send({"type": "unsubscribe", **wanted[gone], "ref": f"not {gone}"})
+            assert (await client.message())["ref"] == f"not {gone}"
+        assert hub.status.catching_up == len(wanted) - 2
+        go.set()
+        messages = await client.messages(3 + len(wanted) - 2)
+        assert positions(messages[:3]) == [1, 2, 3]
+        assert [one["ref"] for one in messages[3:]] == [str(nth) for nth in range(200) if nth not in {5, 199}]
+        assert hub.status.subscriptions == len(wanted) - 2
+
+
+async def test_what_has_ended_while_history_is_told_counts_until_it_has_been(server, commit, told, monkeypatch):
+    """Or nobody could remember what not to tell twice."""
+    monkeypatch.setattr("fluxora.http.session.MOST_SUBSCRIPTIONS", 2)
+    await commit(created(0, ledger=10))
+    await told(1)
+    hub = server.backend.hub
+    go, catch_up = trio.Event(), hub.catch_up
+
+    async def later(asked):
+        await go.wait()
+        return await catch_up(asked)
+
+    monkeypatch.setattr(hub, "catch_up", later)
+    one, other = {"streamId": "*"}, {"streamId": stream(1)}
+    async with opened(server) as client:
+        await client.send({"type": "subscribe", **other, "after": "0", "ref": "history"})
+        for number in range(1, 3):
+            await client.ask({"type": "subscribe", **one, "ref": "r"})
+            await commit(created(number, ledger=10 + number))
+            assert positions(await client.messages(1)) == [number + 1]
+            await client.ask({"type": "unsubscribe", **one, "ref": "r"})
+        refused = await client.ask({"type": "subscribe", **one, "ref": "r"})
+        assert (refused["type"], refused["code"], refused["ref"]) == ("error", "SUBSCRIPTION_LIMIT", "r")
+        go.set()
+        assert (await client.message())["ref"] == "history"
+        assert (await client.ask({"type": "subscribe", **one, "ref": "r"}))["type"] == "ack"
+
+
 async def test_what_is_given_up_in_the_breath_in_which_it_was_asked_for_is_not_followed(server, commit, told):
     await commit(created(0, ledger=10))
     await told(1)

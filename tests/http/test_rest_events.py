@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from story import ALICE, CAROL, FIRST, GENESIS_S, SECOND, batch, created, event, stream
 
+from fluxora.http import events
 from fluxora.protocol.chain import LedgerBatch
 from fluxora.storage.records import EventQuery
 
@@ -43,6 +44,29 @@ async def test_the_log_is_shown_in_position_order_with_its_causes(server):
     withdrawal = page["events"][4]["payload"]
     assert (withdrawal["withdrawnAmount"], withdrawal["change"]["amount"]) == ("2.5000000", "2.5000000")
     assert withdrawal["asOf"] == GENESIS_S + 12
+
+
+@pytest.mark.parametrize("path", ["/api/events?limit=1000", f"/api/streams/{stream(0)}/events?limit=1000"])
+async def test_a_page_ends_where_its_payloads_are_large(start, store, record, path):
+    """So that one answer has no more in memory however large the events are; `hasMore` says that there are more."""
+    large = [event("paused", {"stream_id": 0, "reason": "x" * 60_000}, ledger=11 + n) for n in range(150)]
+    for first in range(0, 150, 30):
+        await record(batch(*([] if first else [created(0, ledger=10)]), *large[first : first + 30]))
+    server = await start(store=store)
+    after, found, pages = "0", [], []
+    while True:
+        answer = await server.get(f"{path}&after={after}")
+        page = answer.json()
+        found += positions(answer)
+        pages.append(len(answer.content))
+        after = page["nextAfter"]
+        if not page["hasMore"]:
+            break
+        assert page["nextAfter"] == found[-1]
+    assert found == [str(nth) for nth in range(1, 152)]
+    largest = max(len(one.payload) for one in await store.events(EventQuery(limit=200)))
+    assert all(events.PAGE_BYTES <= size < events.PAGE_BYTES + 2 * largest for size in pages[:-1])
+    assert len(pages) > 2
 
 
 async def test_payloads_go_out_as_they_are_stored(server, store):

@@ -120,6 +120,25 @@ async def test_event_pages_equal_a_plain_filter_of_everything(storage_config: St
             ], query_
 
 
+@pytest.mark.parametrize("most_bytes", [1, 3_000, 10_000_000])
+async def test_a_page_of_events_ends_one_behind_what_fills_it(storage_config: StorageConfig, most_bytes: int) -> None:
+    async with open_store(storage_config, decimals=DECIMALS) as store:
+        await fill(store)
+        for ledgers in ({}, {"ledger_from": 95, "ledger_to": 125}):
+            everything = await store.events(EventQuery(limit=10_000, **ledgers))
+            query_ = EventQuery(limit=9, most_bytes=most_bytes, **ledgers)
+            found: list[LogEvent] = []
+            full = True
+            while full:
+                page = await store.events(replace_after(query_, found[-1].position if found else 0))
+                assert page == everything[len(found) :][: len(page)]
+                assert sum(len(one.payload) for one in page[:-2]) < most_bytes
+                full = query_.is_full(page)
+                assert full == (len(page) == 9 or sum(len(one.payload) for one in page[:-1]) >= most_bytes)
+                found += page[:-1] if full else page
+            assert found == everything
+
+
 def replace_after(query_: EventQuery, after: int) -> EventQuery:
     return EventQuery(**{name: getattr(query_, name) for name in query_.__struct_fields__} | {"after": after})
 
