@@ -9,10 +9,12 @@ from typing import Self
 
 from bench.openings import UPGRADE, read_until, subscription
 from bench.stories import frames
+from fluxora.actors.lag import STUCK_S
 
 SEGMENT_BYTES = 1400  # as over a real network; the loopback's own 64 KiB would make the kernel buffer megabytes
 RECEIVE_BUFFER_BYTES = 4096
 OPEN_WITHIN_S = 30.0
+LET_GO_S = 2 * STUCK_S + 1.0  # it takes nothing between two looks
 CLOSE_OPCODE = 0x88
 
 
@@ -38,8 +40,12 @@ class Stalled:
     ) -> None:
         self._sock.close()
 
-    def close_code(self, within_s: float) -> int | None:
-        """Read everything at last: the code of the close frame at the end of it, None where there is none in time."""
+    def close_code(self, within_s: float, *, still_s: float = LET_GO_S) -> int | None:
+        """Read nothing for `still_s`, and then everything: the code of the close frame at the end of it.
+
+        None where there is none in time.
+        """
+        time.sleep(still_s)  # it would be kept if it read
         received = bytearray()
         until = time.monotonic() + within_s
         start = 0

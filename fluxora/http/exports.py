@@ -104,7 +104,14 @@ async def streams_csv(request: Request, backend: Backend) -> Reply:
     def line(record: StreamRecord) -> bytes:
         return _csv_line(msgspec.structs.astuple(view(record, as_of)))
 
-    chunks = _chunks(await page(None), page, line, header=_csv_line(CSV_COLUMNS), request_id=request.request_id)
+    chunks = _chunks(
+        await page(None),
+        page,
+        line,
+        full=lambda rows: len(rows) == PAGE_ROWS,
+        header=_csv_line(CSV_COLUMNS),
+        request_id=request.request_id,
+    )
     return Reply(200, headers, chunks=chunks)
 
 
@@ -129,7 +136,9 @@ async def events_ndjson(request: Request, backend: Backend) -> Reply:
     def line(event: LogEvent) -> bytes:
         return encode_event(event) + b"\n"
 
-    return Reply(200, headers, chunks=_chunks(await page(None), page, line, request_id=request.request_id))
+    return Reply(
+        200, headers, chunks=_chunks(await page(None), page, line, full=wanted.is_full, request_id=request.request_id)
+    )
 
 
 async def _chunks(
@@ -137,12 +146,13 @@ async def _chunks(
     next_page: Callable[[Row], Awaitable[list[Row]]],
     line: Callable[[Row], bytes],
     *,
+    full: Callable[[list[Row]], bool],
     header: bytes = b"",
     request_id: str,
 ) -> AsyncGenerator[bytes, None]:
     """The body in pieces of about `PIECE_BYTES`, each made when it is asked for, so that the reader sets the pace.
 
-    `next_page` gives the rows behind the last one of a page, none at the end.
+    `next_page` gives the rows behind the last one of a page; what comes behind one that is not `full` is not asked for.
     """
     piece, rows = bytearray(header), 0
     try:
@@ -154,6 +164,8 @@ async def _chunks(
                     yield bytes(piece)
                     piece.clear()
             rows += len(page)
+            if not full(page):
+                break
             last = page[-1]
             page.clear()  # before the next one is read, not after
             page = await next_page(last)

@@ -271,7 +271,7 @@ def test_a_stalled_one_tells_the_code_of_its_end(last, code):
         thread = Thread(target=serve)
         thread.start()
         with Stalled(listener.getsockname()[1], "s") as stalled:
-            assert stalled.close_code(PATIENCE_S) == code
+            assert stalled.close_code(PATIENCE_S, still_s=0.0) == code
         thread.join()
 
 
