@@ -14,7 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from fluxora.actors.backups import BackupStatus
-from fluxora.actors.deliveries import LATENCY_BOUNDS_S, DispatcherStatus
+from fluxora.actors.deliveries import DispatcherStatus
 from fluxora.actors.hub import Hub
 from fluxora.actors.progress import Progress
 from fluxora.actors.registrar import WriteTally
@@ -92,8 +92,7 @@ def exposed() -> Iterator[str]:
                 in_flight=1,
                 breakers_open=1,
                 attempts={"delivered": 1},
-                latency_counts=(0,) * (len(LATENCY_BOUNDS_S) + 1),
-                latency_s=0.0,
+                latencies=Histogram(),
             )
         ),
         backups=SimpleNamespace(status=BackupStatus(newest_s=1.0)),
