@@ -97,7 +97,10 @@ async def test_an_actor_crashes(
     books = await books_of(postgres_url)
     followed: list[int] = []
     async with open_localnet(seed=SEED, script=Script(SEED, streams_per_ledger=2), retention=None) as net:
-        async with fluxora.open_runtime(config(net, postgres_url, page_limit=10)) as rt, trio.open_nursery() as nursery:
+        async with (
+            fluxora.open_runtime(config(net, postgres_url, corrected_soon=True, page_limit=10)) as rt,
+            trio.open_nursery() as nursery,
+        ):
             nursery.start_soon(follow, rt, followed)
             for number in range(1, CRASHES + 1):
                 await strike(fault, net, rng)
@@ -149,7 +152,7 @@ async def test_four_crashes_in_five_seconds_end_it(postgres_url: str, monkeypatc
         with pytest.raises(
             RestartIntensityExceeded, match=r"4 crashes within 5.0 s, the last in ingest: Injected: always"
         ):
-            await stay(config(net, postgres_url, page_limit=10))
+            await stay(config(net, postgres_url, corrected_soon=True, page_limit=10))
     assert trio.current_time() - began < 5
 
 

@@ -45,7 +45,7 @@ async def test_every_event_and_command_is_accounted_for(postgres_url: str, books
     async with open_localnet(seed=SEED, script=Script(SEED, streams_per_ledger=2), retention=None) as net:
         await net.close_ledgers(20)
         async with (
-            fluxora.open_runtime(config(net, postgres_url)) as rt,
+            fluxora.open_runtime(config(net, postgres_url, corrected_soon=True)) as rt,
             httpx.AsyncClient(base_url=rt.url, timeout=30) as client,
         ):
             await followed(rt, net)

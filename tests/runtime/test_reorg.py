@@ -109,7 +109,7 @@ async def snapshot(rt: Runtime) -> Snapshot:
 async def followed(url: str, *, ledgers: int, seed: int) -> AsyncIterator[tuple[Runtime, Network]]:
     async with open_localnet(seed=seed, script=Script(seed, streams_per_ledger=1)) as net:
         await net.close_ledgers(ledgers)
-        async with fluxora.open_runtime(config(net, url)) as rt:
+        async with fluxora.open_runtime(config(net, url, corrected_soon=True)) as rt:
             await settle_corrections(rt, net)
             yield rt, net
 
@@ -147,7 +147,7 @@ def wants(url: str) -> int:
 
 async def assert_equals_clean_replay(rt: Runtime, net: Network, clean_url: str) -> Snapshot:
     await settle_corrections(rt, net)
-    async with fluxora.open_runtime(config(net, clean_url)) as clean:
+    async with fluxora.open_runtime(config(net, clean_url, corrected_soon=True)) as clean:
         await settle_corrections(clean, net)
         mine, theirs = await snapshot(rt), await snapshot(clean)
     assert len(mine.live_ids) == len(set(mine.live_ids)), "an event is live twice"
@@ -228,7 +228,7 @@ async def test_a_reset_parks_the_old_network(postgres_url: str, clean_url: str) 
 async def test_a_reset_to_sequences_that_were_never_seen(postgres_url: str, clean_url: str) -> None:
     async with open_localnet(seed=8, script=Script(8, streams_per_ledger=1), first_ledger=10_000) as net:
         await net.close_ledgers(20)
-        async with fluxora.open_runtime(config(net, postgres_url)) as rt:
+        async with fluxora.open_runtime(config(net, postgres_url, corrected_soon=True)) as rt:
             await settle(rt, net)
             net.chain.reset(first_ledger=2)
             await net.close_ledgers(12)
