@@ -42,7 +42,7 @@ _CUT_HUNG = """
 SELECT application_name AS process, count(pg_terminate_backend(pid)) AS transactions FROM pg_stat_activity
 WHERE datname = current_database() AND usename = current_user AND xact_start IS NOT NULL AND application_name IN (
     SELECT application_name FROM pg_stat_activity
-    WHERE datname = current_database() AND usename = current_user AND application_name LIKE $2
+    WHERE datname = current_database() AND usename = current_user AND application_name ~ $2
     GROUP BY application_name
     HAVING max(state_change) < clock_timestamp() - make_interval(secs => $1)
         AND bool_or(backend_xid IS NOT NULL AND wait_event IN ('ClientRead', 'ClientWrite'))

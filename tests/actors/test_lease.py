@@ -184,9 +184,10 @@ async def test_one_that_computes_in_a_transaction_and_shows_life_is_left_alone(s
 
 
 @pytest.mark.usefixtures("soon_hung")
-async def test_programs_that_are_not_ours_are_left_alone(store: Store) -> None:
+@pytest.mark.parametrize("name", ["psql", "fluxora", "fluxora exporter", "fluxora DEADBEEF", "x fluxora deadbeef"])
+async def test_programs_that_are_not_ours_are_left_alone(store: Store, name: str) -> None:
     with trio.fail_after(PATIENCE_S):
-        async with session(store.url, "psql") as theirs:
+        async with session(store.url, name) as theirs:
             await theirs.says("BEGIN; CREATE TABLE theirs ()")
             held = await until_hung(store)
             await theirs.says("COMMIT")
