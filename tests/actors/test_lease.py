@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import struct
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -181,6 +183,22 @@ async def test_one_that_computes_in_a_transaction_and_shows_life_is_left_alone(s
                     await pings.says("SELECT pg_sleep(0.2)")
                 asking.cancel()
             await busy.says("COMMIT")
+
+
+@pytest.mark.usefixtures("soon_hung")
+async def test_one_that_hangs_is_found_where_the_user_acts_as_another(
+    storage_config: StorageConfig, postgres_run: Any
+) -> None:
+    """As with `ALTER ROLE ... SET role`, where the tables are another's than who logs in."""
+    url, role = storage_config.database_url or "", f"acted_{secrets.token_hex(4)}"
+    postgres_run.sql(f"CREATE ROLE {role} SUPERUSER")
+    try:
+        acting = replace(storage_config, database_url=f"{url}{'&' if '?' in url else '?'}role={role}")
+        with trio.fail_after(PATIENCE_S):
+            async with open_store(acting, decimals={}) as store:
+                await (await until_hung(store)).aclose()
+    finally:
+        postgres_run.sql(f"DROP ROLE {role}")
 
 
 @pytest.mark.usefixtures("soon_hung")
