@@ -2,7 +2,7 @@
 
 No request waits for it. About once a second, and sooner where a caller spends a lot, the process publishes what its
 busy callers have spent since, and takes those tokens from its own buckets which were spent elsewhere. A process that
-has been alone for a minute publishes nothing, and asks once a second whether it still is.
+has heard of no other for a minute publishes nothing, and asks once a second whether there is one.
 
 Promises
 - A process grants nothing that all of them together, as far as it knows, may not grant. What it does not know is what
@@ -80,6 +80,7 @@ class LimitExchange:
         self._known: dict[str, int] = {}
         self._sharing = False
         self._shown_at = -inf
+        self._others_at = -inf  # when it was heard last that others are there
         self._rung = trio.Event()
         self._stop = trio.CancelScope()
         self._log = logs.get(self.name)
@@ -135,12 +136,22 @@ class LimitExchange:
         heard = await self._store.exchange_limits(self._process, rounds, self._known)
         self._kept.clear()
         self._known = dict(heard.known)
+        if heard.others:
+            self._others_at = now
+        await self._share(sharing=now - self._others_at < COUNTS_S)
         for each in heard.rounds:
             self._limiter.spend(each.spent, each.age_s)
             await trio.lowlevel.checkpoint()
-        if heard.others and not self._sharing:
+
+    async def _share(self, *, sharing: bool) -> None:
+        """Begin to count, or cease. What buckets lack is published at the beginning, so nothing of it may be others'.
+
+        So it begins before anything is taken over, and ceases where all that was is in again: a server that crashed
+        forgets who is there, and they are back a moment later.
+        """
+        if sharing and not self._sharing:
             for _ in self._limiter.begin_sharing():
                 await trio.lowlevel.checkpoint()
-        elif self._sharing and not heard.others:
+        elif self._sharing and not sharing:
             self._limiter.end_sharing()
-        self._sharing = heard.others
+        self._sharing = sharing

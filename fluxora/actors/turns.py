@@ -62,7 +62,8 @@ class Turns:
     def _give_back(self, caller: str) -> None:
         self._free += 1
         self._taken[caller] -= 1
-        while (fortunate := next(filter(self._may, self._waiting), None)) is not None:
+        # Of those who wait, only callers that have turns may not go on, so few are looked at.
+        while self._free and (fortunate := next(filter(self._may, self._waiting), None)) is not None:
             self._take(fortunate)
             queue = self._waiting.pop(fortunate)
             queue.popleft().set()

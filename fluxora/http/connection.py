@@ -229,6 +229,9 @@ class Connection(trio.abc.HalfCloseableStream):
             # Or the kernel would keep what the peer does not read, long after the connection is closed here.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             raise trio.BrokenResourceError("the peer reads nothing") from error
+        except OSError as error:
+            self._break()
+            raise trio.BrokenResourceError("the peer is gone") from error
         except BaseException:
             self._break()
             raise

@@ -201,7 +201,9 @@ class Append:
             return
         await self.writer.idle()
         rows = await self._connection.fetch(sql.LOAD_STREAMS, list(missing))
-        for row in rows:
+        for count, row in enumerate(rows, 1):
+            if count % FAIR_EVERY == 0:
+                await asyncio.sleep(0)
             self.slots[row["id"]] = Slot.read(row)
         for key, (contract_id, chain_id) in missing.items():
             if key not in self.slots:
@@ -242,8 +244,12 @@ class Append:
                 else:
                     self.slots[key] = slot
         await self._read(missing)
-        changed = {key for key, one in result.streams.items() if self.slots[key].state != one.state}
-        for key, one in result.streams.items():
+        changed: set[str] = set()
+        for count, (key, one) in enumerate(result.streams.items(), 1):
+            if count % FAIR_EVERY == 0:
+                await asyncio.sleep(0)
+            if self.slots[key].state != one.state:
+                changed.add(key)
             self.slots[key].restore(one)
         return changed
 
@@ -265,7 +271,9 @@ class Append:
             if (slot := self.slots[key]).state is not None:
                 self.writer.wants[key] = (slot.contract_id, slot.chain_id, ledger)
         now_ms = time.time_ns() // 1_000_000
-        for row in undone.rows(self.slots, now_ms):
+        for count, row in enumerate(undone.rows(self.slots, now_ms)):
+            if count % FAIR_EVERY == 0:
+                await asyncio.sleep(0)
             if row.stream_id is not None:
                 self.slots[row.stream_id].touch(row.position)
             self.writer.add(self.epoch, row, None)

@@ -40,9 +40,9 @@ CLOSE_S = 1.5
 # stopped in the middle of a COPY. Ended with it are those of the process that wait for a lock: they would hang next.
 _CUT_HUNG = """
 SELECT application_name AS process, count(pg_terminate_backend(pid)) AS transactions FROM pg_stat_activity
-WHERE datname = current_database() AND usename = current_user AND xact_start IS NOT NULL AND application_name IN (
+WHERE datname = current_database() AND usename = session_user AND xact_start IS NOT NULL AND application_name IN (
     SELECT application_name FROM pg_stat_activity
-    WHERE datname = current_database() AND usename = current_user AND application_name LIKE $2
+    WHERE datname = current_database() AND usename = session_user AND application_name ~ $2
     GROUP BY application_name
     HAVING max(state_change) < clock_timestamp() - make_interval(secs => $1)
         AND bool_or(backend_xid IS NOT NULL AND wait_event IN ('ClientRead', 'ClientWrite'))

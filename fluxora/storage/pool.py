@@ -27,7 +27,7 @@ Connection = Any  # asyncpg publishes no types: a Connection or the pool's proxy
 RELEASE_S = 1.0  # longest wait for a cancelled query to end before its connection is cut
 IDLE_IN_TRANSACTION_S = 10  # for one that hangs where no other process looks (see lease.py)
 PROCESS = f"fluxora {secrets.token_hex(4)}"  # what the server knows this process by
-PROCESS_NAMES = "fluxora ________"  # of all of them, for LIKE
+PROCESS_NAMES = "^fluxora [0-9a-f]{8}$"  # of all of them, as a regular expression of PostgreSQL
 IDLE_CONNECTION_S = 300.0
 
 # SQLSTATE classes that say nothing about the statement and everything about the server at this moment.

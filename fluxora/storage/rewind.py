@@ -7,6 +7,7 @@ events that concern no stream were undone. Where there is more to name than one 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from fluxora.storage.refold import BIRTH
 from fluxora.storage.slots import Slot
 
 REVERTED: Final = "stream.reverted"
+FAIR_EVERY: Final = 1_000  # rows looked at between two chances for other work of the thread
 NAMED_AT_ONCE: Final = 2_000
 """Events that one row names: about 90 kB, so that it fits with its stream into what receivers of webhooks take."""
 
@@ -76,7 +78,9 @@ async def take_back(connection: Connection, epoch: int, ledger: int, first_posit
     rows = await connection.fetch(sql.UNDONE, epoch, ledger)
     streams: dict[str, list[Any]] = {}
     contracts: dict[str, list[Any]] = {}
-    for row in rows:
+    for count, row in enumerate(rows):
+        if count % FAIR_EVERY == 0:
+            await asyncio.sleep(0)
         if row["stream_id"] is None:
             contracts.setdefault(row["contract_id"], []).append(row)
         else:
@@ -84,20 +88,29 @@ async def take_back(connection: Connection, epoch: int, ledger: int, first_posit
     positions: list[int] = []
     marks: list[int] = []
     retractions: list[Retraction] = []
+    corrected: set[str] = set()
+    told, since = 0, 0
     for stream_id, contract_id, some in _pieces(streams, contracts):
+        since += 1 + len(some)
+        if since >= FAIR_EVERY:
+            since = 0
+            await asyncio.sleep(0)
         positions += [row["position"] for row in some]
         marks += [first_position + len(retractions)] * len(some)
         retractions.append(Retraction(stream_id, contract_id, [row["event_id"] for row in some]))
+        told += sum(not row["event_id"].endswith(BIRTH) for row in some)
+        if stream_id is not None and any(row["action"] == CORRECTED for row in some):
+            corrected.add(stream_id)
     await connection.execute(sql.MARK_REVERTED, positions, marks)
     return Undone(
         epoch=epoch,
         ledger=ledger,
         first_position=first_position,
-        count=sum(not row["event_id"].endswith(BIRTH) for row in rows),
-        positions=[row["position"] for row in rows],
+        count=told,
+        positions=sorted(positions),
         streams=set(streams),
         retractions=retractions,
-        corrected={row["stream_id"] for row in rows if row["stream_id"] is not None and row["action"] == CORRECTED},
+        corrected=corrected,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from fluxora.protocol.chain import LedgerHeader
 from fluxora.protocol.messages import LogEvent, StreamRecord
@@ -15,6 +15,10 @@ from fluxora.storage.pool import Connection
 from fluxora.storage.slots import Slot
 
 COPY_ROWS = 512  # log rows sent at once: PostgreSQL indexes them while the next ones are folded
+FAIR_EVERY = 1_000  # streams' rows made between two chances for other work of the thread
+UPDATED_AT_ONCE = 10_000  # streams whose rows are sent by one statement
+
+T = TypeVar("T")
 
 
 class Writer:
@@ -107,15 +111,17 @@ class Writer:
             elif slot.exists:
                 gone.append(slot.id)
             slot.exists = record is not None
-        created = b"".join([rows.stream_row(*one) for one in new])
-        columns = list(zip(*[rows.changing(*one) for one in old], strict=True))
+        created = b"".join(await _made(rows.stream_row, new))
+        changed = await _made(rows.changing, old)
         await self.idle()
         if new:
             await self._connection.copy_to_table(
                 "streams", source=io.BytesIO(created), columns=rows.STREAM_COLUMNS, format="text"
             )
-        if old:
-            await self._connection.execute(sql.UPDATE_STREAMS, [record.id for record, _ in old], *columns)
+        for first in range(0, len(old), UPDATED_AT_ONCE):
+            ids = [record.id for record, _ in old[first : first + UPDATED_AT_ONCE]]
+            columns = list(zip(*changed[first : first + UPDATED_AT_ONCE], strict=True))
+            await self._connection.execute(sql.UPDATE_STREAMS, ids, *columns)
         if gone:
             await self._connection.execute(sql.DELETE_STREAMS, gone)
 
@@ -143,6 +149,16 @@ class Writer:
             [ledger for _, _, ledger in wants.values()],
             str(self.position),
         )
+
+
+async def _made(make: Callable[[StreamRecord, str], T], streams: Sequence[tuple[StreamRecord, str]]) -> list[T]:
+    """What `make` makes of each; others have the thread in between, for a rollback may bring very many."""
+    made: list[T] = []
+    for first in range(0, len(streams), FAIR_EVERY):
+        if first:
+            await asyncio.sleep(0)
+        made += [make(*one) for one in streams[first : first + FAIR_EVERY]]
+    return made
 
 
 def _column(runs: Iterable[list[int]], at: int) -> list[int]:

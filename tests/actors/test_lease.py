@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import struct
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -184,9 +186,26 @@ async def test_one_that_computes_in_a_transaction_and_shows_life_is_left_alone(s
 
 
 @pytest.mark.usefixtures("soon_hung")
-async def test_programs_that_are_not_ours_are_left_alone(store: Store) -> None:
+async def test_one_that_hangs_is_found_where_the_user_acts_as_another(
+    storage_config: StorageConfig, postgres_run: Any
+) -> None:
+    """As with `ALTER ROLE ... SET role`, where the tables are another's than who logs in."""
+    url, role = storage_config.database_url or "", f"acted_{secrets.token_hex(4)}"
+    postgres_run.sql(f"CREATE ROLE {role} SUPERUSER")
+    try:
+        acting = replace(storage_config, database_url=f"{url}{'&' if '?' in url else '?'}role={role}")
+        with trio.fail_after(PATIENCE_S):
+            async with open_store(acting, decimals={}) as store:
+                await (await until_hung(store)).aclose()
+    finally:
+        postgres_run.sql(f"DROP ROLE {role}")
+
+
+@pytest.mark.usefixtures("soon_hung")
+@pytest.mark.parametrize("name", ["psql", "fluxora", "fluxora exporter", "fluxora DEADBEEF", "x fluxora deadbeef"])
+async def test_programs_that_are_not_ours_are_left_alone(store: Store, name: str) -> None:
     with trio.fail_after(PATIENCE_S):
-        async with session(store.url, "psql") as theirs:
+        async with session(store.url, name) as theirs:
             await theirs.says("BEGIN; CREATE TABLE theirs ()")
             held = await until_hung(store)
             await theirs.says("COMMIT")

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import trio
 import trio.testing
 
 from fluxora.actors.limit_exchange import LimitExchange
-from fluxora.config import StorageConfig
+from fluxora.config import LimitConfig, StorageConfig
 from fluxora.errors import StorageUnavailable
+from fluxora.http.access import Principal
+from fluxora.http.limits import Limiter
 from fluxora.storage.shared_limits import COUNTS_S, Heard, Round, Tally
 from fluxora.storage.store import Store, open_store
 
 PATIENCE_S = 20
+QUOTA = 60
 WHO = b"w" * 16
 
 
@@ -96,6 +101,57 @@ async def test_one_that_is_alone_publishes_nothing_and_one_that_goes_tells_the_r
             await one.until(lambda: one.tokens() == [7])
 
 
+class Replica:
+    """One process: real buckets for one caller, whose clock stands still, and an exchange whose rounds the test makes."""
+
+    def __init__(self, store: Store) -> None:
+        self._limiter = Limiter(LimitConfig(anonymous_read=QUOTA), salt=bytes(32), clock=lambda: 1000.0)
+        self._exchange = LimitExchange(store, self._limiter)
+        self.name = self._exchange._process
+
+    async def round(self) -> None:
+        await self._exchange.round()
+
+    def take(self, most: int) -> int:
+        """How many of so many requests are granted."""
+        grants = [self._limiter.take(Principal.anonymous(), "192.0.2.1", "read") for _ in range(most)]
+        return sum(grant is not None and grant.allowed for grant in grants)
+
+
+async def test_who_begins_to_tell_does_not_tell_others_of_what_they_have_spent(store: Store) -> None:
+    one, two = Replica(store), Replica(store)
+    with trio.fail_after(PATIENCE_S):
+        await one.round()  # it is alone, and the other comes
+        await two.round()
+        assert two.take(QUOTA // 2) == QUOTA // 2
+        for each in (two, one, one, two):
+            await each.round()
+        assert two.take(QUOTA) == QUOTA // 2
+        assert one.take(QUOTA) < QUOTA
+
+
+async def test_what_others_have_spent_is_not_told_to_them_where_the_tables_were_emptied(
+    store: Store, postgres_run: Any
+) -> None:
+    """As they are by a crash of the server. Nobody seems to be there then, until they show themselves again."""
+    one, two = Replica(store), Replica(store)
+    with trio.fail_after(PATIENCE_S):
+        for each in (one, two, one):
+            await each.round()
+        assert two.take(QUOTA // 2) == QUOTA // 2
+        for each in (two, one):
+            await each.round()
+        await trio.to_thread.run_sync(postgres_run.sql, "TRUNCATE limit_processes, limit_rounds", _name(store))
+        for each in (one, two):
+            await each.round()
+        for each in (one, two):
+            await store.show_for_limits(each.name)
+        for each in (one, two, one, two):
+            await each.round()
+        assert two.take(QUOTA) == QUOTA // 2
+        assert one.take(QUOTA) < QUOTA
+
+
 class Away:
     """A store that does not answer until it is told to, and then counts rounds once each, as PostgreSQL does."""
 
@@ -158,6 +214,11 @@ async def test_a_ring_brings_the_next_round_forward_but_not_without_end(
             await trio.sleep(0.01)
         assert 45 <= store.asked - busy <= 55
         exchange.drain()
+
+
+def _name(store: Store) -> str:
+    """The name of its database."""
+    return urlsplit(store.url).path[1:]
 
 
 @pytest.fixture

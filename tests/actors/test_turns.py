@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from types import FrameType
 
 import pytest
 import trio
@@ -119,6 +121,29 @@ async def test_all_are_served_whatever_happens_and_nothing_is_kept(
     with trio.testing.assert_no_checkpoints():
         async with desk.turns.taken("a"):
             pass
+
+
+async def test_to_give_a_turn_back_costs_the_same_however_many_wait() -> None:
+    assert await calls_for_a_turn(waiting=1_000) <= await calls_for_a_turn(waiting=10) + 5
+
+
+async def calls_for_a_turn(waiting: int) -> int:
+    """How many functions are called while the one turn there is goes from its caller to the next of those who wait."""
+    desk, calls = Desk(1, 1), 0
+
+    def count(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    async with trio.open_nursery() as nursery:
+        for nth in range(waiting):
+            nursery.start_soon(desk.take, f"caller {nth}")
+        async with desk.turns.taken("first"):
+            await trio.testing.wait_all_tasks_blocked()
+            sys.setprofile(count)
+        sys.setprofile(None)
+        nursery.cancel_scope.cancel()
+    return calls
 
 
 async def test_a_failure_gives_the_turn_back() -> None:

@@ -159,6 +159,28 @@ async def test_offer_says_no_once_the_peer_is_gone():
         await connection.send_all(b"y")
 
 
+async def test_a_peer_that_leaves_breaks_the_send_that_waits_for_it():
+    connection, peer = pair()
+    async with trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                await connection.send_all(b"x" * 1_000_000)
+
+        nursery.start_soon(send)
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.aclose()
+    assert connection.is_broken
+
+
+async def test_a_peer_that_left_breaks_a_first_send():
+    connection, peer = pair()
+    await peer.aclose()
+    with pytest.raises(trio.BrokenResourceError):
+        await connection.send_all(b"x")
+    assert connection.is_broken
+
+
 async def test_a_reader_that_takes_nothing_is_cut_off_even_under_a_shield():
     connection, peer = pair(write_timeout_s=0.05)
     with trio.fail_after(5), trio.CancelScope(shield=True), pytest.raises(trio.BrokenResourceError):

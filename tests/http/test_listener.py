@@ -237,6 +237,20 @@ async def test_connections_over_the_bound_are_told_503(start):
             await trio.lowlevel.checkpoint()
 
 
+async def test_connections_over_the_bound_that_reset_before_they_are_told_cost_nobody_anything(start):
+    server = await start(max_connections=1)
+    async with await server.connect() as first:
+        await first.send_all(LIVE)
+        assert await read_replies(first, 1) == [OK]
+        for _ in range(20):
+            hasty = await server.connect()
+            hasty.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            hasty.socket.close()
+            await trio.testing.wait_all_tasks_blocked()
+        await first.send_all(LIVE)
+        assert await read_replies(first, 1) == [OK]
+
+
 async def test_offers_of_other_protocols_are_not_taken_up(start):
     server = await start()
     h2c = (
