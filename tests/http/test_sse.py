@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from itertools import count
 from random import Random
 
 import h11
@@ -409,12 +410,13 @@ async def test_it_rests_without_a_task(server, live):
         assert not outlet.ending
 
 
-async def test_a_client_that_does_not_read_delays_nobody_and_is_cut_off(server, commit, live, carrier):
+async def test_a_client_that_does_not_read_delays_nobody_and_is_cut_off(server, commit, live, carrier, monkeypatch):
+    monkeypatch.setattr("fluxora.actors.lag.STUCK_S", 0.1)
     async with await server.connect() as stalled, listening(server) as client:
         await stalled.send_all(f"GET {ALL} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
         await until(lambda: live.hub.status.subscribers == 2)
         memo = "6d" * 50_000
-        for seen in range(1, 1_000):
+        for seen in count(1):  # the reader beside it has a deadline of its own for each
             await commit(created(seen, ledger=9 + seen, memo=memo))
             assert await client.positions(1) == [seen]
             if live.hub.status.dropped:

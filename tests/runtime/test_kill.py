@@ -19,7 +19,7 @@ from waiting import eventually
 from fluxora.localnet import Network, Script, bulk, contract_address, open_localnet
 from fluxora.storage.embedded import EmbeddedServer
 
-KILLS = 100 if LONG else 4
+KILLS = 100 if LONG else 6
 EVENTS_PER_KILL = 1_500  # of the backlog
 PAGE_LIMIT = 10  # small pages: many commits, most of them in the middle of a ledger
 SEED = 11
@@ -49,7 +49,7 @@ async def test_killed_at_random_moments(bare_url: str, other_url: str, books_of:
                     else:
                         await log_grows(books, rng.randint(1, 30), at_least=backlog)
                         await eventually(partial(at_the_tip, books, net), "it is at the tip")
-                        if rng.random() < 0.7:
+                        if number == KILLS - 1 or rng.random() < 0.7:
                             await net.fork(rng.randint(1, 6))
                         moments.append(await kill(served, books, rng.uniform(0, 0.1)))
             nursery.cancel_scope.cancel()

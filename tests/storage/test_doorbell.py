@@ -9,7 +9,7 @@ from fluxora.protocol.lifecycle import NewStream
 from fluxora.protocol.signing import Secret
 from fluxora.storage.records import Create
 from fluxora.storage.store import Store, open_store
-from fluxora.storage.webhook_records import EndpointChanges, NewEndpoint
+from fluxora.storage.webhook_records import DeliveryQuery, EndpointChanges, NewEndpoint
 
 ALICE = "GBTCYEJULCFIW2KAAJA6FHE5D7NZ3SYSYORZNI6MSBGYHT4H3ZPGDWZK"
 BOB = "GBFTCKGB37APXZFUXIPZ2GCWIPO3FN5SRGNV5CWZZXVMVRF7EHXPZMHE"
@@ -60,7 +60,8 @@ async def test_dispatchers_are_rung_only_where_there_may_be_something_to_send(st
         assert webhooks.waiting == 0, "the endpoint does not want them"
         await register(store, 5)
         await webhooks.next()
-        await store.webhooks.redeliver(f"msg_{made.id}_5", "test")
+        (owed,) = await store.webhooks.deliveries(DeliveryQuery(endpoint_id=made.id))
+        await store.webhooks.redeliver(owed.id, "test")
         await webhooks.next()
         await store.webhooks.update(made.id, EndpointChanges(enabled=False), "test")
         await webhooks.next()

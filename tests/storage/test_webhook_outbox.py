@@ -264,7 +264,7 @@ async def test_what_waited_while_the_first_endpoint_was_made_is_owed_to_it(stora
                         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
                         "AND wait_event_type = 'Lock'"
                     )
-                made.append(await webhook_endpoints.create(connection, NewEndpoint(url=URL), SECRET, "test"))
+                made.append(await webhook_endpoints.create(connection, NewEndpoint(url=URL), SECRET, "test", 1_000))
 
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:

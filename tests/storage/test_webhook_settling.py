@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from hashlib import sha256
 
 import pytest
 from hooked import (
@@ -36,7 +37,8 @@ async def test_a_delivery_is_claimed_sent_and_settled(storage_config: StorageCon
         (due,) = turn.deliveries
         (logged,) = await store.events(EventQuery())
         assert due.event == logged
-        assert (due.id, due.url, due.attempts, due.ordered) == (f"msg_{made.id}_1", made.url, 0, False)
+        assert due.id == f"msg_{made.id}_1_{sha256(logged.event_id.encode()).hexdigest()[:12]}"
+        assert (due.url, due.attempts, due.ordered) == (made.url, 0, False)
         assert [secret.reveal() for secret in due.secrets] == ["whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="]
         assert (turn.alive, turn.settled, turn.disabled, turn.next_due_ms) == (True, 0, [], None)
         assert positions(await claim(store)) == []
