@@ -1,7 +1,7 @@
 """The composition root: builds the tree of actors from a Config, and owns the order in which it starts and stops.
 
 Start: database, migrations, source, then monitor, feed, hub, registrar, dispatcher, the exchange of rate limits, front
-end and the ingest pipeline.
+end, backups and the ingest pipeline.
 Stop: the reverse, so that ingest drains into the log before the front end goes, webhooks that are on their way arrive,
 and the database goes last.
 """

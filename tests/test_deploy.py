@@ -14,7 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from fluxora.actors.backups import BackupStatus
-from fluxora.actors.deliveries import LATENCY_BOUNDS_S, DispatcherStatus
+from fluxora.actors.deliveries import DispatcherStatus
 from fluxora.actors.hub import Hub
 from fluxora.actors.progress import Progress
 from fluxora.actors.registrar import WriteTally
@@ -92,8 +92,7 @@ def exposed() -> Iterator[str]:
                 in_flight=1,
                 breakers_open=1,
                 attempts={"delivered": 1},
-                latency_counts=(0,) * (len(LATENCY_BOUNDS_S) + 1),
-                latency_s=0.0,
+                latencies=Histogram(),
             )
         ),
         backups=SimpleNamespace(status=BackupStatus(newest_s=1.0)),
@@ -129,9 +128,12 @@ def test_every_alert_says_what_to_do() -> None:
         assert len(rule["annotations"]["runbook"]) > 40
 
 
-def test_compose_tells_the_app_only_what_it_knows() -> None:
-    told = {name for name in compose()["services"]["app"]["environment"] if not name.startswith("OTEL_")}
-    assert told <= {variable.name for variable in VARIABLES}
+def test_compose_passes_on_every_variable_but_those_of_the_image() -> None:
+    told = compose()["services"]["app"]["environment"]
+    libraries = {name for name in told if name.startswith(("AWS_", "OTEL_"))}
+    assert set(told) - libraries == {variable.name for variable in VARIABLES} - {"HOST", "PORT", "FLUXORA_DATA_DIR"}
+    for name in set(told) - {"DATABASE_URL", "FLUXORA_TRUSTED_PROXIES"}:
+        assert told[name] == (None if name in libraries else f"${{{name}:-}}")
 
 
 def test_the_app_runs_hardened_behind_the_proxy() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import Final
 
 import msgspec
@@ -11,6 +10,7 @@ from structlog.typing import FilteringBoundLogger
 from fluxora.actors.webhook_sender import Sent
 from fluxora.protocol.retries import delay_ms
 from fluxora.storage.webhook_records import AttemptOutcome, Due, Result
+from fluxora.tallies import Histogram
 
 LATENCY_BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0)
 _GONE: Final = 410
@@ -62,9 +62,7 @@ class DispatcherStatus(msgspec.Struct, frozen=True):
     """For health and metrics: how much waits, and counts since the start.
 
     `concurrency` is how many attempts may be under way before those that take long are counted apart.
-    `attempts` has a count for each outcome (delivered, retry, dead, gone). `latency_counts` has one for each of
-    LATENCY_BOUNDS_S, the attempts that took no longer than it and longer than the one before, and one for those beyond;
-    `latency_s` is their sum in seconds.
+    `attempts` has a count for each outcome (delivered, retry, dead, gone), `latencies` how long they took, in seconds.
     """
 
     pending: int
@@ -73,8 +71,7 @@ class DispatcherStatus(msgspec.Struct, frozen=True):
     in_flight: int
     breakers_open: int
     attempts: dict[str, int]
-    latency_counts: tuple[int, ...]
-    latency_s: float
+    latencies: Histogram
     concurrency: int = 0
 
 
@@ -83,11 +80,9 @@ class Tally:
 
     def __init__(self) -> None:
         self.attempts: dict[str, int] = dict.fromkeys(("delivered", "retry", "dead", "gone"), 0)
-        self.latency_counts = [0] * (len(LATENCY_BOUNDS_S) + 1)
-        self.latency_s = 0.0
+        self.latencies = Histogram(LATENCY_BOUNDS_S)
 
     def count(self, result: Result) -> None:
         """One more attempt has ended."""
         self.attempts[result.outcome] += 1
-        self.latency_counts[bisect_left(LATENCY_BOUNDS_S, result.latency_ms / 1000)] += 1
-        self.latency_s += result.latency_ms / 1000
+        self.latencies.add(result.latency_ms / 1000)

@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
-from uuid import uuid4
 
 import trio
 from structlog.contextvars import bind_contextvars
@@ -33,11 +32,12 @@ from fluxora import logs, tracing
 from fluxora.actors.breaker import Breakers
 from fluxora.actors.deliveries import DispatcherStatus, Tally, result_of, tell
 from fluxora.actors.retention import PURGE_EVERY_S, purge_now_and_then
+from fluxora.actors.shift import Shift
 from fluxora.actors.webhook_sender import TEST_EVENT, Sent, WebhookSender, sign
 from fluxora.config import WebhookConfig
 from fluxora.errors import StorageUnavailable
 from fluxora.storage.store import Store
-from fluxora.storage.webhook_records import Backlog, Due, Result, Turn
+from fluxora.storage.webhook_records import Backlog, Due, Turn
 
 LIFE_S = 15.0
 RENEW_EVERY_S = 3.0
@@ -52,40 +52,6 @@ BACKLOG_EVERY_S = 2.0
 _RETRY_S = 0.5
 _RETIRE_S = 2.0
 _MOST_SHIFTS = 3
-
-
-class _Shift:
-    """One worker's life. `closing`: it claims no more. `in_flight` are the begins of its attempts, the oldest first.
-
-    They go by numbers of their own: an endpoint that was deleted and made again under its id may have one event on its
-    way twice.
-    """
-
-    def __init__(self) -> None:
-        self.worker = uuid4().hex
-        self.bell = trio.Event()
-        self.closing = trio.Event()
-        self.ended = trio.Event()
-        self.lost = trio.CancelScope()
-        self.in_flight: dict[int, float] = {}
-        self.results: list[Result] = []
-        self._attempts = 0
-
-    def begin(self, now: float) -> int:
-        """An attempt is in flight from `now` on; its number."""
-        self._attempts += 1
-        self.in_flight[self._attempts] = now
-        return self._attempts
-
-    def end(self, attempt: int, result: Result) -> None:
-        """It has ended, and its result waits for the next turn."""
-        del self.in_flight[attempt]
-        self.results.append(result)
-        self.bell.set()
-
-    def take_results(self) -> list[Result]:
-        results, self.results = self.results, []
-        return results
 
 
 class Dispatcher:
@@ -126,7 +92,7 @@ class Dispatcher:
         self._purge_every_s = purge_every_s
         self._breakers = Breakers()
         self._tally = Tally()
-        self._shifts: list[_Shift] = []
+        self._shifts: list[Shift] = []
         self._draining = trio.Event()
         self._unanswered = False  # the last question to the database
         self._answered_at = -inf
@@ -154,8 +120,7 @@ class Dispatcher:
             in_flight=self.in_flight,
             breakers_open=len(self._breakers.open(trio.current_time())),
             attempts=dict(self._tally.attempts),
-            latency_counts=tuple(self._tally.latency_counts),
-            latency_s=self._tally.latency_s,
+            latencies=self._tally.latencies,
             concurrency=self._config.concurrency,
         )
 
@@ -210,14 +175,14 @@ class Dispatcher:
         """One shift after the other, the next one as soon as the one before claims no more."""
         async with trio.open_nursery() as shifts:
             while not self._draining.is_set():
-                shift = _Shift()
+                shift = Shift()
                 self._shifts.append(shift)
                 shifts.start_soon(self._live, shift)
                 await shift.closing.wait()
                 if len(self._shifts) >= _MOST_SHIFTS:
                     await self._shifts[0].ended.wait()
 
-    async def _live(self, shift: _Shift) -> None:
+    async def _live(self, shift: Shift) -> None:
         """Enlist, take turns until the shift is closing and all that it claimed is settled, retire."""
         try:
             with shift.lost:
@@ -233,7 +198,7 @@ class Dispatcher:
                 await self._retire(shift)
             shift.ended.set()
 
-    async def _enlist(self, shift: _Shift) -> None:
+    async def _enlist(self, shift: Shift) -> None:
         while not shift.closing.is_set():
             try:
                 for older in self._shifts[: self._shifts.index(shift)]:
@@ -247,11 +212,11 @@ class Dispatcher:
                 self._answered()
                 return
 
-    async def _renew(self, shift: _Shift) -> None:
+    async def _renew(self, shift: Shift) -> None:
         if not await self._store.renew(shift.worker, self._life_ms):
             self._lose(shift)
 
-    async def _retire(self, shift: _Shift) -> None:
+    async def _retire(self, shift: Shift) -> None:
         try:
             if shift.results and not shift.lost.cancel_called:
                 await self._store.turn(shift.worker, shift.take_results(), 0, (), ())
@@ -259,7 +224,7 @@ class Dispatcher:
         except StorageUnavailable as error:
             self._log.info("dispatcher.retired_silently", error=str(error), taken_for_dead_in_ms=self._life_ms)
 
-    async def _keep_alive(self, shift: _Shift) -> None:
+    async def _keep_alive(self, shift: Shift) -> None:
         while True:
             await trio.sleep(self._renew_every_s)
             try:
@@ -282,7 +247,7 @@ class Dispatcher:
             self._burying_from = now + self._patience_s
         self._unanswered, self._answered_at = False, now
 
-    def _lose(self, shift: _Shift) -> None:
+    def _lose(self, shift: Shift) -> None:
         """Others have its deliveries: what is still on its way here is cut off, and the next shift begins."""
         if not shift.lost.cancel_called:
             self._log.warning("dispatcher.taken_for_dead", in_flight=len(shift.in_flight))
@@ -291,7 +256,7 @@ class Dispatcher:
 
     # -- turns -----------------------------------------------------------------------------------------------------
 
-    async def _take_turns(self, shift: _Shift, nursery: trio.Nursery) -> None:
+    async def _take_turns(self, shift: Shift, nursery: trio.Nursery) -> None:
         while not shift.closing.is_set() or shift.in_flight or shift.results:
             shift.bell = bell = trio.Event()
             began = trio.current_time()
@@ -307,7 +272,7 @@ class Dispatcher:
             with trio.move_on_at(self._next_turn_at(shift, turn, room, began)):
                 await bell.wait()
 
-    async def _take_turn(self, shift: _Shift, room: int) -> Turn | None:
+    async def _take_turn(self, shift: Shift, room: int) -> Turn | None:
         """Settle what has ended and claim up to `room` more; None where nobody knows whether that was done."""
         results = shift.take_results()
         now = trio.current_time()
@@ -346,7 +311,7 @@ class Dispatcher:
         concurrency = self._config.concurrency
         return max(0, min(concurrency - quick, concurrency * SLOW_FACTOR - self.in_flight))
 
-    def _next_turn_at(self, shift: _Shift, turn: Turn | None, room: int, began: float) -> float:
+    def _next_turn_at(self, shift: Shift, turn: Turn | None, room: int, began: float) -> float:
         """When the next turn begins, if no bell rings before; `began` is when this one did."""
         now = trio.current_time()
         if shift.closing.is_set():
@@ -364,13 +329,13 @@ class Dispatcher:
 
     # -- attempts --------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, shift: _Shift, number: int, due: Due) -> None:
+    async def _attempt(self, shift: Shift, number: int, due: Due) -> None:
         # Of this task: whatever is logged on the way of one attempt says whose it is.
         bind_contextvars(delivery=due.id, endpoint=due.endpoint_id, position=due.event.position)
         with tracing.attempt(due.endpoint_id, due.event.event, due.event.position, made=due.attempts) as span:
             await self._make_attempt(shift, number, due, span)
 
-    async def _make_attempt(self, shift: _Shift, number: int, due: Due, span: tracing.Span) -> None:
+    async def _make_attempt(self, shift: Shift, number: int, due: Due, span: tracing.Span) -> None:
         began = trio.current_time()
         try:
             message = sign(due.id, due.event, due.secrets, now_s=int(time.time()))

@@ -25,10 +25,14 @@ TRUST_S = 5.0
 _PAGE = 1_000
 _PAGE_BYTES = 1 << 20  # of payloads: each that is far behind has a page of its own
 _RETRY_S = 0.5
+KEEP_BYTES = 32 << 20  # of payloads; 10,000 ordinary events are some 10 MiB
 
 
 class Feed:
-    """Positions are gap-free and in commit order, so `head` alone says what is missing."""
+    """Keeps the newest events, at most `keep` of them and `keep_bytes` of payloads.
+
+    Positions are gap-free and in commit order, so `head` alone says what is missing.
+    """
 
     name = "feed"
 
@@ -38,13 +42,17 @@ class Feed:
         *,
         cache: StreamCache | None = None,
         keep: int = 10_000,
+        keep_bytes: int = KEEP_BYTES,
         poll_interval_s: float = POLL_INTERVAL_S,
     ) -> None:
         self._store = store
         self._cache = cache
         self._epoch: int | None = None
         self._in_touch = -inf  # when the log was last asked for its head and answered; trio's clock
-        self._recent: deque[LogEvent] = deque(maxlen=keep)  # contiguous, its last event is at `head`
+        self._recent: deque[LogEvent] = deque()  # contiguous, its last event is at `head`
+        self._recent_bytes = 0
+        self._keep = keep
+        self._keep_bytes = keep_bytes
         self._head: int | None = None
         self._grown = trio.Event()
         self._doorbell = trio.Event()
@@ -147,7 +155,11 @@ class Feed:
         self._in_touch = asked
 
     def _extend(self, events: list[LogEvent]) -> None:
-        self._recent.extend(events)
+        recent = self._recent
+        recent.extend(events)
+        self._recent_bytes += sum([len(event.payload) for event in events])
+        while len(recent) > self._keep or self._recent_bytes > self._keep_bytes:
+            self._recent_bytes -= len(recent.popleft().payload)
         self._head = events[-1].position
         self._wake()
 

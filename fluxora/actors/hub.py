@@ -254,9 +254,8 @@ class Hub:
                 await self._reachable(asked)
                 if not await asked.run():
                     return None
-                self._audience.follow(
-                    subscriber, asked.selector, asked.after
-                )  # nobody has run since it was at the head
+                # Nobody has run since it was at the head.
+                self._audience.follow(subscriber, asked.selector, asked.after)
                 return self.head
         finally:
             member.done_with(asked)

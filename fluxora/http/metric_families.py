@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from fluxora.actors.backups import BackupStatus
-from fluxora.actors.deliveries import LATENCY_BOUNDS_S, DispatcherStatus
+from fluxora.actors.deliveries import DispatcherStatus
 from fluxora.actors.feed import Feed
 from fluxora.actors.progress import Progress
 from fluxora.actors.registrar import WriteTally
@@ -58,10 +58,8 @@ def of_health(report: HealthReport) -> Iterable[Metric]:
     )
     yield GaugeMetricFamily("fluxora_database_up", "1 while PostgreSQL answers.", value=int(database.status == "ok"))
     yield from _of_actors(report.actors)
-    failures = CounterMetricFamily("fluxora_rpc_failures", "Failures of RPC endpoints by class.", labels=["failure"])
-    for failure, count in report.dependencies.stellar_rpc.failures.items():
-        failures.add_metric([failure], count)
-    yield failures
+    failures = report.dependencies.stellar_rpc.failures
+    yield _by_label("fluxora_rpc_failures", "Failures of RPC endpoints by class.", "failure", failures)
     info = GaugeMetricFamily("fluxora_build_info", "The version, as a label.", labels=["version"])
     info.add_metric([report.version], 1)
     yield info
@@ -96,12 +94,8 @@ def of_sockets(sockets: Sockets, most: int) -> Iterable[Metric]:
     yield CounterMetricFamily(
         "fluxora_websocket_messages", "Messages that clients sent, refused ones too.", value=sockets.messages
     )
-    errors = CounterMetricFamily(
-        "fluxora_websocket_errors", "Messages that were answered with an error.", labels=["code"]
-    )
-    for error, count in sockets.errors.items():
-        errors.add_metric([error], count)
-    yield errors
+    text = "Messages that were answered with an error."
+    yield _by_label("fluxora_websocket_errors", text, "code", sockets.errors)
     yield _by_code("fluxora_websocket_closed", "WebSockets that ended.", sockets.closed)
     yield _by_code(
         "fluxora_event_stream_closed",
@@ -126,10 +120,7 @@ def _by_code(name: str, text: str, counts: Counter[int]) -> Metric:
     told: Counter[str] = Counter()
     for code, count in counts.items():
         told[str(code) if code in _CODES else "other"] += count
-    family = CounterMetricFamily(name, text, labels=["code"])
-    for label, count in told.items():
-        family.add_metric([label], count)
-    return family
+    return _by_label(name, text, "code", told)
 
 
 def of_cache(cache: StreamCache | None) -> Iterable[Metric]:
@@ -165,13 +156,8 @@ def of_webhooks(status: DispatcherStatus | None) -> Iterable[Metric]:
     yield GaugeMetricFamily(
         "fluxora_webhook_breakers_open", "Endpoints that are left alone for a while.", value=status.breakers_open
     )
-    attempts = CounterMetricFamily("fluxora_webhook_attempts", "Attempts made from here.", labels=["outcome"])
-    for outcome, count in status.attempts.items():
-        attempts.add_metric([outcome], count)
-    yield attempts
-    durations = HistogramMetricFamily("fluxora_webhook_attempt_duration_seconds", "Time that an attempt took.")
-    durations.add_metric([], buckets(LATENCY_BOUNDS_S, status.latency_counts), status.latency_s)
-    yield durations
+    yield _by_label("fluxora_webhook_attempts", "Attempts made from here.", "outcome", status.attempts)
+    yield _histogram("fluxora_webhook_attempt_duration_seconds", "Time that an attempt took.", status.latencies)
 
 
 def of_backups(status: BackupStatus | None) -> Iterable[Metric]:
@@ -248,7 +234,7 @@ def of_calls(calls: CallTally | None) -> Iterable[Metric]:
         labels=["method"],
     )
     for method, histogram in calls.durations.items():
-        durations.add_metric([method], buckets(histogram.bounds, histogram.counts), histogram.total)
+        durations.add_metric([method], buckets(histogram), histogram.total)
     yield durations
 
 
@@ -279,9 +265,9 @@ def of_limits(limiter: Limiter) -> Iterable[Metric]:
     yield GaugeMetricFamily("fluxora_rate_limit_callers", "Callers that a limit remembers.", value=limiter.callers)
 
 
-def buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, int]]:
-    """Cumulative counts by their upper bounds; `counts` has one more, for what is above all bounds."""
-    return list(zip((*map(str, bounds), "+Inf"), accumulate(counts), strict=True))
+def buckets(histogram: Histogram) -> list[tuple[str, int]]:
+    """Cumulative counts by their upper bounds."""
+    return list(zip((*map(str, histogram.bounds), "+Inf"), accumulate(histogram.counts), strict=True))
 
 
 def _state(name: str, text: str, now: str, states: tuple[str, ...]) -> Metric:
@@ -304,5 +290,5 @@ def _by_label(name: str, text: str, label: str, counts: Mapping[str, int]) -> Me
 
 def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
     family = HistogramMetricFamily(name, text)
-    family.add_metric([], buckets(histogram.bounds, histogram.counts), histogram.total)
+    family.add_metric([], buckets(histogram), histogram.total)
     return family

@@ -56,8 +56,7 @@ class HttpMetrics:
             labels=["method", "route", "status"],
         )
         for (method, route, status), durations in self._served.items():
-            counts = buckets(BOUNDS_S, durations.counts)
-            histogram.add_metric([method, route, str(status)], counts, durations.total)
+            histogram.add_metric([method, route, str(status)], buckets(durations), durations.total)
         yield histogram
         refused = CounterMetricFamily(
             "fluxora_http_refused", "Heads that were no request, and connections over the limit.", labels=["status"]

@@ -144,9 +144,8 @@ def session_settings() -> dict[str, str]:
     """What the server is told of a session that holds the lease or asks for it."""
     return {
         "idle_session_timeout": str(round(SILENT_S * 1000)),
-        "lock_timeout": str(
-            round(RETRY_S * 1000)
-        ),  # the log's head is waited for from one look for the hung to the next
+        # The log's head is waited for from one look for the hung to the next.
+        "lock_timeout": str(round(RETRY_S * 1000)),
     }
 
 

@@ -67,7 +67,7 @@ def test_the_counts_are_of_all_attempts_and_each_in_its_place(latencies_ms: list
     tally = Tally()
     for latency_ms in latencies_ms:
         tally.count(result_of(due(), Sent(500, None, latency_ms), 0.5))
-    assert tally.attempts["retry"] == len(latencies_ms) == sum(tally.latency_counts)
+    assert tally.attempts["retry"] == len(latencies_ms) == sum(tally.latencies.counts)
     for number, bound in enumerate(LATENCY_BOUNDS_S, 1):
-        assert sum(tally.latency_counts[:number]) == sum(latency / 1000 <= bound for latency in latencies_ms)
-    assert tally.latency_s == pytest.approx(sum(latencies_ms) / 1000)
+        assert sum(tally.latencies.counts[:number]) == sum(latency / 1000 <= bound for latency in latencies_ms)
+    assert tally.latencies.total == pytest.approx(sum(latencies_ms) / 1000)

@@ -47,7 +47,7 @@ async def test_what_is_recorded_arrives_once_signed_and_under_its_id(world: Hook
         assert [(one.number, one.status, one.error) for one in detail.attempts] == [(1, 200, None)]
         status = dispatcher.status
         assert (status.in_flight, status.attempts) == (0, {"delivered": 200, "retry": 0, "dead": 0, "gone": 0})
-        assert sum(status.latency_counts) == 200
+        assert sum(status.latencies.counts) == 200
 
 
 async def test_what_waited_before_the_start_is_sent_at_the_start(world: HookWorld) -> None:

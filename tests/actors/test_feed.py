@@ -55,12 +55,16 @@ STEPS = st.lists(
 )
 
 
-@given(steps=STEPS, start_at=st.integers(0, 10), keep=st.integers(1, 12))
+@given(
+    steps=STEPS,
+    start_at=st.integers(0, 10),
+    bounds=st.tuples(st.integers(1, 12), st.one_of(st.integers(0, 5_000), st.just(1 << 20))),
+)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_a_follower_gets_every_position_once_in_order(
     steps: list[tuple[str, int]],
     start_at: int,
-    keep: int,
+    bounds: tuple[int, int],
     storage_config: StorageConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -69,13 +73,39 @@ async def test_a_follower_gets_every_position_once_in_order(
     async with open_store(storage_config, decimals={}) as store:
         held = await store.try_lease()
         assert held is not None
-        feed = Feed(store, keep=keep, poll_interval_s=0.01)
+        feed = Feed(store, keep=bounds[0], keep_bytes=bounds[1], poll_interval_s=0.01)
         followers = await act(feed, store, held.number, [("follow", 0), *steps, ("follow", 3)], start_at)
         head = await store.position()
         await held.aclose()
     assert feed.head == head
     for after, positions in followers:
         assert positions == list(range(after + 1, head + 1))
+
+
+@given(sizes=st.lists(st.integers(2, 50), max_size=30), keep=st.integers(1, 12), keep_bytes=st.integers(0, 200))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_it_keeps_as_many_of_the_newest_as_its_bounds_allow(
+    sizes: list[int], keep: int, keep_bytes: int, storage_config: StorageConfig
+) -> None:
+    """What is kept is a suffix of the log, and the event before it would not fit."""
+    async with open_store(storage_config, decimals={}) as store:
+        feed = Feed(store, keep=keep, keep_bytes=keep_bytes, poll_interval_s=NEVER_S)
+        async with running(feed):
+            with trio.fail_after(PATIENCE_S):
+                while not feed.in_touch():
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+            for position, size in enumerate(sizes, 1):
+                feed.publish(Appended(position, 1, [of_size(position, size)], [], {}))
+    fitting = 0
+    while fitting < min(keep, len(sizes)) and sum(sizes[len(sizes) - fitting - 1 :]) <= keep_bytes:
+        fitting += 1
+    assert (feed.head, feed.kept) == (len(sizes), fitting)
+
+
+def of_size(position: int, size: int) -> LogEvent:
+    return LogEvent(
+        position, f"e{position}", "stream.updated", "x", None, None, None, None, 0, b"[" + b" " * (size - 2) + b"]"
+    )
 
 
 async def act(

@@ -96,6 +96,18 @@ class Spoken:
         assert await self.ask({"type": "ping"}) == {"type": "pong"}
 
 
+def held(hub, monkeypatch):
+    """Nobody catches up until the event is set."""
+    go, catch_up = trio.Event(), hub.catch_up
+
+    async def later(asked):
+        await go.wait()
+        return await catch_up(asked)
+
+    monkeypatch.setattr(hub, "catch_up", later)
+    return go
+
+
 def positions(messages):
     return [int(message["position"]) for message in messages]
 
@@ -349,13 +361,7 @@ async def test_what_waits_to_be_resumed_has_no_task_and_is_resumed_in_its_turn(s
         await commit(created(number, ledger=10 + number))
     await told(3)
     hub = server.backend.hub
-    go, catch_up = trio.Event(), hub.catch_up
-
-    async def later(asked):
-        await go.wait()
-        return await catch_up(asked)
-
-    monkeypatch.setattr(hub, "catch_up", later)
+    go = held(hub, monkeypatch)
     wanted = [{"streamId": "*"}, *({"streamId": f"stream-{number}"} for number in range(199))]
     async with opened(server) as client:
         before = trio.lowlevel.current_statistics().tasks_living
@@ -382,13 +388,7 @@ async def test_what_has_ended_while_history_is_told_counts_until_it_has_been(ser
     await commit(created(0, ledger=10))
     await told(1)
     hub = server.backend.hub
-    go, catch_up = trio.Event(), hub.catch_up
-
-    async def later(asked):
-        await go.wait()
-        return await catch_up(asked)
-
-    monkeypatch.setattr(hub, "catch_up", later)
+    go = held(hub, monkeypatch)
     one, other = {"streamId": "*"}, {"streamId": stream(1)}
     async with opened(server) as client:
         await client.send({"type": "subscribe", **other, "after": "0", "ref": "history"})

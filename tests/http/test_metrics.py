@@ -204,8 +204,7 @@ async def test_webhooks_are_counted(start):
         in_flight=2,
         breakers_open=1,
         attempts=tally.attempts,
-        latency_counts=tuple(tally.latency_counts),
-        latency_s=tally.latency_s,
+        latencies=tally.latencies,
         concurrency=64,
     )
     seen = await scrape(await start(dispatcher=SimpleNamespace(status=status)))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+from in_process import config
 from processes import following, serve
 from proof import LONG, chance
 from truth import Books, assert_in_order, caught_up, judge, nothing_wanted
@@ -87,33 +88,19 @@ class Fault:
         return sum(at > time.monotonic() - 5.5 for at in self._struck)
 
 
-def config(net: Network, url: str, tmp_path: Path) -> fluxora.Config:
-    return fluxora.Config(
-        contracts=tuple(fluxora.Contract(id=contract.contract_id) for contract in net.contracts),
-        storage=fluxora.StorageConfig(database_url=url, data_dir=tmp_path, pool_size=4),
-        http=fluxora.HttpConfig(port=0, limits=fluxora.LimitConfig(enabled=False)),
-        source=fluxora.SourceConfig(
-            kind="rpc",
-            rpc_urls=(net.url,),
-            network_passphrase=net.chain.passphrase,
-            header_every=1,
-            poll_interval_s=0.02,
-            page_limit=10,
-        ),
-        pipeline=fluxora.PipelineConfig(entry_reads_per_minute=6000),
-    )
-
-
 @pytest.mark.parametrize("place", PLACES)
 async def test_an_actor_crashes(
-    place: str, postgres_url: str, books_of: OpenBooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, postgres_url: str, books_of: OpenBooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = chance(SEED)
     fault = Fault(monkeypatch, *PLACES[place])
     books = await books_of(postgres_url)
     followed: list[int] = []
     async with open_localnet(seed=SEED, script=Script(SEED, streams_per_ledger=2), retention=None) as net:
-        async with fluxora.open_runtime(config(net, postgres_url, tmp_path)) as rt, trio.open_nursery() as nursery:
+        async with (
+            fluxora.open_runtime(config(net, postgres_url, corrected_soon=True, page_limit=10)) as rt,
+            trio.open_nursery() as nursery,
+        ):
             nursery.start_soon(follow, rt, followed)
             for number in range(1, CRASHES + 1):
                 await strike(fault, net, rng)
@@ -154,9 +141,7 @@ def group_restarted(rt: fluxora.Runtime, times: int) -> bool:
     return {actor.restarts for actor in rt.health().actors if actor.name == "recorder"} == {times}
 
 
-async def test_four_crashes_in_five_seconds_end_it(
-    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_four_crashes_in_five_seconds_end_it(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_args: Any) -> None:
         raise Injected("always")
 
@@ -167,7 +152,7 @@ async def test_four_crashes_in_five_seconds_end_it(
         with pytest.raises(
             RestartIntensityExceeded, match=r"4 crashes within 5.0 s, the last in ingest: Injected: always"
         ):
-            await stay(config(net, postgres_url, tmp_path))
+            await stay(config(net, postgres_url, corrected_soon=True, page_limit=10))
     assert trio.current_time() - began < 5
 
 

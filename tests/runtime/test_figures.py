@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import trio
+from in_process import config
 from prometheus_client.parser import text_string_to_metric_families
 from truth import Books, nothing_wanted
 from waiting import eventually
@@ -40,30 +40,12 @@ class Figures:
         return sum(one.value for one in samples if labels.items() <= one.labels.items())
 
 
-def config(net: Network, url: str, folder: Path) -> fluxora.Config:
-    return fluxora.Config(
-        contracts=tuple(fluxora.Contract(id=contract.contract_id) for contract in net.contracts),
-        storage=fluxora.StorageConfig(database_url=url, data_dir=folder, pool_size=4),
-        http=fluxora.HttpConfig(port=0, limits=fluxora.LimitConfig(enabled=False)),
-        source=fluxora.SourceConfig(
-            kind="rpc",
-            rpc_urls=(net.url,),
-            network_passphrase=net.chain.passphrase,
-            header_every=1,
-            poll_interval_s=0.02,
-        ),
-        pipeline=fluxora.PipelineConfig(entry_reads_per_minute=6000),
-    )
-
-
-async def test_every_event_and_command_is_accounted_for(
-    postgres_url: str, books_of: Callable[[str], Any], tmp_path: Path
-) -> None:
+async def test_every_event_and_command_is_accounted_for(postgres_url: str, books_of: Callable[[str], Any]) -> None:
     books: Books = await books_of(postgres_url)
     async with open_localnet(seed=SEED, script=Script(SEED, streams_per_ledger=2), retention=None) as net:
         await net.close_ledgers(20)
         async with (
-            fluxora.open_runtime(config(net, postgres_url, tmp_path)) as rt,
+            fluxora.open_runtime(config(net, postgres_url, corrected_soon=True)) as rt,
             httpx.AsyncClient(base_url=rt.url, timeout=30) as client,
         ):
             await followed(rt, net)

@@ -17,8 +17,8 @@ import trio
 import trustme
 from hypercorn.config import Config as Hypercorn
 from hypercorn.trio import serve
+from in_process import config
 from structlog.testing import capture_logs
-from test_runtime import config
 from trio_websocket import ConnectionClosed, open_websocket_url
 from truth import Books, caught_up
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import trio
-from test_runtime import config
+from in_process import config
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 from truth import Books, caught_up
 from waiting import eventually

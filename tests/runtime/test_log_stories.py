@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import in_process
 import pytest
 from outages import Stopped, own_server
 from structlog.contextvars import merge_contextvars
@@ -19,7 +20,7 @@ from webhook_consumer import SECRET, Answer, Consumer, consuming
 
 import fluxora
 from fluxora.actors.guard import Guard
-from fluxora.localnet import Network, Script, open_localnet
+from fluxora.localnet import Script, open_localnet
 from fluxora.protocol.signing import Secret
 from fluxora.storage.register import _Group
 
@@ -54,26 +55,11 @@ def values_of_lists(line: MutableMapping[str, Any]) -> list[Any]:
     return [item for value in line.values() if isinstance(value, list) for item in value]
 
 
-def config(url: str | None, folder: Path, **sections: Any) -> fluxora.Config:
+def config(url: str, **sections: Any) -> fluxora.Config:
     return fluxora.Config(
-        storage=fluxora.StorageConfig(database_url=url, data_dir=folder, pool_size=4),
+        storage=fluxora.StorageConfig(database_url=url, pool_size=4),
         http=fluxora.HttpConfig(port=0, limits=fluxora.LimitConfig(enabled=False)),
         **sections,
-    )
-
-
-def following(net: Network, url: str, folder: Path) -> fluxora.Config:
-    return config(
-        url,
-        folder,
-        contracts=tuple(fluxora.Contract(id=contract.contract_id) for contract in net.contracts),
-        source=fluxora.SourceConfig(
-            kind="rpc",
-            rpc_urls=(net.url,),
-            network_passphrase=net.chain.passphrase,
-            header_every=1,
-            poll_interval_s=0.02,
-        ),
     )
 
 
@@ -83,19 +69,19 @@ async def client_of(settings: fluxora.Config) -> AsyncIterator[httpx.AsyncClient
         yield client
 
 
-async def test_a_registration_down_to_its_webhook(postgres_url: str, tmp_path: Path, lines: Lines) -> None:
+async def test_a_registration_down_to_its_webhook(postgres_url: str, lines: Lines) -> None:
     async with consuming(Answer(500)) as consumer:
         webhooks = fluxora.WebhookConfig(
             url=consumer.url, secret=Secret.parse(SECRET), allowed_networks=(ip_network("127.0.0.0/8"),)
         )
-        async with client_of(config(postgres_url, tmp_path, webhooks=webhooks)) as client:
+        async with client_of(config(postgres_url, webhooks=webhooks)) as client:
             made = await client.post("/api/streams", json=NEW, headers={"x-request-id": ID})
             assert made.status_code == 201
             await eventually(partial(attempts, consumer, lines, 1), "the first attempt is over")
     assert about(lines, ID) == ["outbox.deliveries_added", "registrar.group_committed", "http.request_served"]
     [group] = named(lines, "registrar.group_committed")
     [ended, *_] = named(lines, "dispatcher.attempt_ended")
-    assert (ended["delivery"], ended["endpoint"], ended["position"]) == ("msg_default_1", "default", group["position"])
+    assert (ended["delivery"], ended["endpoint"], ended["position"]) == (consumer.ids[0], "default", group["position"])
     assert (ended["outcome"], ended["attempt"], ended["status"]) == ("retry", 1, 500)
 
 
@@ -104,13 +90,13 @@ def attempts(consumer: Consumer, lines: Lines, count: int) -> bool:
 
 
 async def test_a_defect_is_found_by_the_request_id_of_its_500(
-    postgres_url: str, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_args: Any) -> None:
         raise ZeroDivisionError("injected")
 
     monkeypatch.setattr(_Group, "_create", broken)
-    async with client_of(config(postgres_url, tmp_path)) as client:
+    async with client_of(config(postgres_url)) as client:
         refused = await client.post("/api/streams", json=NEW)
     assert (refused.status_code, refused.json()["error"]) == (500, "INTERNAL_ERROR")
     found = about(lines, refused.json()["requestId"])
@@ -118,10 +104,10 @@ async def test_a_defect_is_found_by_the_request_id_of_its_500(
     assert all(line["exc_info"] for line in lines if line["event"] in found[:2]), "with its traceback"
 
 
-async def test_who_waited_when_the_database_went(short_dir: Path, tmp_path: Path, lines: Lines) -> None:
+async def test_who_waited_when_the_database_went(short_dir: Path, lines: Lines) -> None:
     with own_server(short_dir) as server:
         away = Stopped(server)
-        async with client_of(config(server.url, tmp_path)) as client:
+        async with client_of(config(server.url)) as client:
             assert (await client.post("/api/streams", json=NEW)).status_code == 201
             away.leave()
             try:
@@ -132,10 +118,10 @@ async def test_who_waited_when_the_database_went(short_dir: Path, tmp_path: Path
     assert about(lines, ID) == ["registrar.database_lost", "http.request_served"]
 
 
-async def test_a_round_from_the_node_to_the_log(postgres_url: str, tmp_path: Path, lines: Lines) -> None:
+async def test_a_round_from_the_node_to_the_log(postgres_url: str, lines: Lines) -> None:
     async with open_localnet(seed=SEED, script=Script(SEED)) as net:
         await net.close_ledgers(5)
-        async with fluxora.open_runtime(following(net, postgres_url, tmp_path)) as rt:
+        async with fluxora.open_runtime(in_process.config(net, postgres_url)) as rt:
             await eventually(lambda: rt.health().indexer.last_ledger == net.chain.latest.sequence, "all is recorded")
             net.faults.status(500, times=20)
             await eventually(lambda: named(lines, "ingester.source_failed"), "the node fails")
@@ -157,7 +143,7 @@ def rollbacks(lines: Lines) -> bool:
 
 
 async def test_a_crash_names_the_round_that_it_happened_in(
-    postgres_url: str, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge, broken = Guard._judge, [True]
 
@@ -169,7 +155,7 @@ async def test_a_crash_names_the_round_that_it_happened_in(
     monkeypatch.setattr(Guard, "_judge", breaking)
     async with open_localnet(seed=SEED, script=Script(SEED)) as net:
         await net.close_ledgers(3)
-        async with fluxora.open_runtime(following(net, postgres_url, tmp_path)) as rt:
+        async with fluxora.open_runtime(in_process.config(net, postgres_url)) as rt:
             await eventually(lambda: rt.health().indexer.last_ledger == net.chain.latest.sequence, "all is recorded")
     [crash] = named(lines, "supervisor.actor_crashed")
     assert crash["error"] == f"ZeroDivisionError: {crash['round']}"

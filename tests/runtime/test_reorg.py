@@ -8,13 +8,13 @@ import random
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
 import pytest
 import trio
+from in_process import config
 from structlog.testing import capture_logs
 
 import fluxora
@@ -23,22 +23,6 @@ from fluxora.runtime import Runtime
 
 LONG = os.environ.get("FLUXORA_PROOF") == "long"
 PATIENCE_S = 120
-
-
-def config(net: Network, url: str, tmp_path: Path) -> fluxora.Config:
-    return fluxora.Config(
-        contracts=tuple(fluxora.Contract(id=contract.contract_id) for contract in net.contracts),
-        storage=fluxora.StorageConfig(database_url=url, data_dir=tmp_path, pool_size=4),
-        http=fluxora.HttpConfig(port=0, limits=fluxora.LimitConfig(enabled=False)),
-        source=fluxora.SourceConfig(
-            kind="rpc",
-            rpc_urls=(net.url,),
-            network_passphrase=net.chain.passphrase,
-            header_every=1,
-            poll_interval_s=0.02,
-        ),
-        pipeline=fluxora.PipelineConfig(entry_reads_per_minute=6000),
-    )
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -122,10 +106,10 @@ async def snapshot(rt: Runtime) -> Snapshot:
 
 
 @asynccontextmanager
-async def followed(url: str, tmp_path: Path, *, ledgers: int, seed: int) -> AsyncIterator[tuple[Runtime, Network]]:
+async def followed(url: str, *, ledgers: int, seed: int) -> AsyncIterator[tuple[Runtime, Network]]:
     async with open_localnet(seed=seed, script=Script(seed, streams_per_ledger=1)) as net:
         await net.close_ledgers(ledgers)
-        async with fluxora.open_runtime(config(net, url, tmp_path)) as rt:
+        async with fluxora.open_runtime(config(net, url, corrected_soon=True)) as rt:
             await settle_corrections(rt, net)
             yield rt, net
 
@@ -161,9 +145,9 @@ def wants(url: str) -> int:
     return asyncio.run(ask())
 
 
-async def assert_equals_clean_replay(rt: Runtime, net: Network, clean_url: str, tmp_path: Path) -> Snapshot:
+async def assert_equals_clean_replay(rt: Runtime, net: Network, clean_url: str) -> Snapshot:
     await settle_corrections(rt, net)
-    async with fluxora.open_runtime(config(net, clean_url, tmp_path)) as clean:
+    async with fluxora.open_runtime(config(net, clean_url, corrected_soon=True)) as clean:
         await settle_corrections(clean, net)
         mine, theirs = await snapshot(rt), await snapshot(clean)
     assert len(mine.live_ids) == len(set(mine.live_ids)), "an event is live twice"
@@ -182,9 +166,9 @@ def clean_url(postgres_run: Any) -> Any:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 10, 200])
-async def test_a_fork_is_taken_back_and_told(depth: int, postgres_url: str, clean_url: str, tmp_path: Path) -> None:
+async def test_a_fork_is_taken_back_and_told(depth: int, postgres_url: str, clean_url: str) -> None:
     with capture_logs() as lines:
-        async with followed(postgres_url, tmp_path, ledgers=depth + 12, seed=depth) as (rt, net):
+        async with followed(postgres_url, ledgers=depth + 12, seed=depth) as (rt, net):
             before = await snapshot(rt)
             ancestor = net.chain.latest.sequence - depth
             old_hash = net.chain.ledger(ancestor + 1).hash.hex()  # type: ignore[union-attr]
@@ -198,7 +182,7 @@ async def test_a_fork_is_taken_back_and_told(depth: int, postgres_url: str, clea
             await net.close_ledgers(depth + 1)
             await until(lambda: not rt.health().indexer.reorg_detected)
             assert rt.health().indexer.reorgs == 1
-            after = await assert_equals_clean_replay(rt, net, clean_url, tmp_path)
+            after = await assert_equals_clean_replay(rt, net, clean_url)
     undone = {event["eventId"] for event in before.log if event["ledger"] > ancestor}
     told = [event_id for row in after.reverts for event_id in row["payload"]["reverts"]]
     assert sorted(told) == sorted(undone)
@@ -211,8 +195,8 @@ async def test_a_fork_is_taken_back_and_told(depth: int, postgres_url: str, clea
     ]
 
 
-async def test_a_fork_inside_a_fork(postgres_url: str, clean_url: str, tmp_path: Path) -> None:
-    async with followed(postgres_url, tmp_path, ledgers=40, seed=5) as (rt, net):
+async def test_a_fork_inside_a_fork(postgres_url: str, clean_url: str) -> None:
+    async with followed(postgres_url, ledgers=40, seed=5) as (rt, net):
         await net.fork(20)
         await net.close_ledger()
         await settle(rt, net)
@@ -222,16 +206,16 @@ async def test_a_fork_inside_a_fork(postgres_url: str, clean_url: str, tmp_path:
         await net.fork(12)  # and one that nobody had time to look at before the next
         await net.fork(3)
         await net.close_ledger()
-        await assert_equals_clean_replay(rt, net, clean_url, tmp_path)
+        await assert_equals_clean_replay(rt, net, clean_url)
         assert rt.health().indexer.reorgs >= 3
 
 
-async def test_a_reset_parks_the_old_network(postgres_url: str, clean_url: str, tmp_path: Path) -> None:
-    async with followed(postgres_url, tmp_path, ledgers=40, seed=6) as (rt, net):
+async def test_a_reset_parks_the_old_network(postgres_url: str, clean_url: str) -> None:
+    async with followed(postgres_url, ledgers=40, seed=6) as (rt, net):
         old = await snapshot(rt)
         await net.reset()
         await net.close_ledgers(15)
-        new = await assert_equals_clean_replay(rt, net, clean_url, tmp_path)
+        new = await assert_equals_clean_replay(rt, net, clean_url)
         assert new.streams
         async with httpx.AsyncClient(base_url=rt.url) as client:
             for stream_id in old.streams:
@@ -241,20 +225,20 @@ async def test_a_reset_parks_the_old_network(postgres_url: str, clean_url: str, 
         assert new.log[: len(old.log)] == old.log, "a log row is never changed"
 
 
-async def test_a_reset_to_sequences_that_were_never_seen(postgres_url: str, clean_url: str, tmp_path: Path) -> None:
+async def test_a_reset_to_sequences_that_were_never_seen(postgres_url: str, clean_url: str) -> None:
     async with open_localnet(seed=8, script=Script(8, streams_per_ledger=1), first_ledger=10_000) as net:
         await net.close_ledgers(20)
-        async with fluxora.open_runtime(config(net, postgres_url, tmp_path)) as rt:
+        async with fluxora.open_runtime(config(net, postgres_url, corrected_soon=True)) as rt:
             await settle(rt, net)
             net.chain.reset(first_ledger=2)
             await net.close_ledgers(12)
-            new = await assert_equals_clean_replay(rt, net, clean_url, tmp_path)
+            new = await assert_equals_clean_replay(rt, net, clean_url)
             assert rt.health().indexer.reorgs == 1
     assert new.streams
 
 
-async def test_a_node_that_goes_back_on_the_same_history_is_waited_for(postgres_url: str, tmp_path: Path) -> None:
-    async with followed(postgres_url, tmp_path, ledgers=30, seed=7) as (rt, net):
+async def test_a_node_that_goes_back_on_the_same_history_is_waited_for(postgres_url: str) -> None:
+    async with followed(postgres_url, ledgers=30, seed=7) as (rt, net):
         before = await snapshot(rt)
         net.faults.lag = 10
         async with httpx.AsyncClient(base_url=rt.url) as client:
@@ -270,9 +254,9 @@ async def test_a_node_that_goes_back_on_the_same_history_is_waited_for(postgres_
 
 
 @pytest.mark.parametrize("seed", range(20 if LONG else 2))
-async def test_any_history_of_forks_and_resets(seed: int, postgres_url: str, clean_url: str, tmp_path: Path) -> None:
+async def test_any_history_of_forks_and_resets(seed: int, postgres_url: str, clean_url: str) -> None:
     chance = random.Random(seed)
-    async with followed(postgres_url, tmp_path, ledgers=30, seed=100 + seed) as (rt, net):
+    async with followed(postgres_url, ledgers=30, seed=100 + seed) as (rt, net):
         for _ in range(40 if LONG else 8):
             match chance.choices(["grow", "fork", "look", "reset"], [4, 4, 3, 1])[0]:
                 case "grow":
@@ -288,4 +272,4 @@ async def test_any_history_of_forks_and_resets(seed: int, postgres_url: str, cle
                     await net.reset()
                     await net.close_ledgers(chance.randint(1, 8))
         await net.close_ledgers(60)  # past whatever was recorded before
-        await assert_equals_clean_replay(rt, net, clean_url, tmp_path)
+        await assert_equals_clean_replay(rt, net, clean_url)

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
+from in_process import config
 from truth import Books, assert_in_order, caught_up, judge
 from waiting import eventually
 
@@ -22,21 +23,6 @@ from fluxora.runtime import Runtime
 OpenBooks = Callable[[str], Awaitable[Books]]
 SEED = 41
 STOP_S = 5.0
-
-
-def config(net: Network, url: str) -> fluxora.Config:
-    return fluxora.Config(
-        contracts=(fluxora.Contract(id=net.contract.contract_id),),
-        storage=fluxora.StorageConfig(database_url=url, pool_size=4),
-        http=fluxora.HttpConfig(port=0, limits=fluxora.LimitConfig(enabled=False)),
-        source=fluxora.SourceConfig(
-            kind="rpc",
-            rpc_urls=(net.url,),
-            network_passphrase=net.chain.passphrase,
-            header_every=1,
-            poll_interval_s=0.02,
-        ),
-    )
 
 
 async def collect(rt: fluxora.Runtime, seen: list[LogEvent], after: int = 0) -> None:

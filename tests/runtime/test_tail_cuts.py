@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 import trio
 from cutting import Relay, relay
+from in_process import config
 from proof import LONG, chance
-from test_runtime import config
 from truth import Books, caught_up
 from waiting import eventually
 

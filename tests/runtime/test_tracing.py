@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
+from in_process import config
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -23,7 +24,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from otlp import Collector, Told, open_collector
 from processes import environment, following, serve
 from structlog.testing import capture_logs
-from test_runtime import config
 from truth import Books, caught_up
 from waiting import eventually
 
