@@ -102,7 +102,7 @@ async def test_one_that_is_alone_publishes_nothing_and_one_that_goes_tells_the_r
 
 
 class Replica:
-    """One process: real buckets for one caller, whose clock stands still, and an exchange whose rounds the test makes."""
+    """One process: real buckets, whose clock stands still, and an exchange whose rounds the test makes."""
 
     def __init__(self, store: Store) -> None:
         self._limiter = Limiter(LimitConfig(anonymous_read=QUOTA), salt=bytes(32), clock=lambda: 1000.0)
