@@ -132,6 +132,10 @@ class Feed:
             else:
                 await grown.wait()  # until something is appended; cancellation ends it
 
+    def at_hand(self, after: int) -> tuple[LogEvent, ...]:
+        """What follows `after`, or its beginning, where that is in memory; () where nothing is."""
+        return self._kept(after) or ()
+
     async def _catch_up(self) -> None:
         asked = trio.current_time()
         head = await self._store.head()

@@ -93,7 +93,7 @@ class LimitExchange:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Exchange until `drain` is called, and then once more."""
         task_status.started()
-        with self._stop:
+        with trio.CancelScope() as self._stop:  # one for each run, since the supervisor may run it again
             await self._exchange()
         with suppress(StorageUnavailable), trio.move_on_after(_LAST_S):
             await self.round()

@@ -1,8 +1,9 @@
 """Telling one subscriber from the log what the hub does not tell it live: in order, at its own pace, at others' leave.
 
 What is read is in the feed's memory, or else in PostgreSQL; the last of it is, and is read without waiting, so it meets
-the hub however fast that is. Reading and looking through what was read go by turns that are fair among clients, so
-that one with a great deal to be told costs the others a short while and no more.
+the hub however fast that is. Asking PostgreSQL and looking through what was read go by turns that are fair among
+clients, so that one with a great deal to be told costs the others a short while and no more. While PostgreSQL is away,
+those who have to ask it wait, and nobody else.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Live(Protocol):
 
     @property
     def reading(self) -> Turns:
-        """Turns to read from the log."""
+        """Turns to ask the database."""
         ...
 
     @property
@@ -109,16 +110,21 @@ class Retelling(ABC):
 
     async def _read(self, parties: Parties) -> tuple[LogEvent, ...]:
         """What comes next in the log; there must be something above `_through`."""
-        async with (
-            self._hub.reading.taken(self._subscriber.caller),
-            aclosing(self._hub.feed.follow(self._through)) as batches,
-        ):
-            batch = await anext(batches)
+        batch = self._hub.feed.at_hand(self._through)
+        if batch and not self._must_recall(parties, batch):
+            return batch  # whatever waits for the database
+        async with self._hub.reading.taken(self._subscriber.caller):
+            if not batch:
+                async with aclosing(self._hub.feed.follow(self._through)) as batches:
+                    batch = await anext(batches)
             await self._recall(parties, batch)
         return batch
 
+    def _must_recall(self, parties: Parties, events: Sequence[LogEvent]) -> bool:
+        return bool(parties.unknown(events)) and self._by_address
+
     async def _recall(self, parties: Parties, events: Sequence[LogEvent]) -> None:
-        if parties.unknown(events) and self._by_address:
+        if self._must_recall(parties, events):
             await self._hub.patiently(lambda: parties.recall(events))
 
     async def _tell(self, parties: Parties, events: Sequence[LogEvent]) -> bool:

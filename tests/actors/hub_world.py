@@ -57,6 +57,7 @@ class Log:
         self.matched: list[frozenset[Selector]] = []  # under what each can be followed
         self.away = False
         self.asked = 0
+        self.remembered = 0  # of the newest, those that are in memory
         self._page = page
         # Of each stream the events that stand: id, under what each was told, sender and recipient after it.
         self._standing: dict[str, list[_Standing]] = {}
@@ -123,6 +124,9 @@ class Log:
         await trio.lowlevel.checkpoint()
         if self.away:
             raise StorageUnavailable("connection refused")
+
+    def at_hand(self, after: int) -> tuple[LogEvent, ...]:
+        return tuple(self.events[after : after + self._page]) if after >= len(self.events) - self.remembered else ()
 
     async def follow(self, after: int) -> AsyncGenerator[tuple[LogEvent, ...], None]:
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hub_world import PEOPLE, SELECTORS, STREAMS, Log, Reader, World, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fluxora.actors.hub import ResumeLost
+from fluxora.actors.hub import READERS, ResumeLost
 from fluxora.actors.lag import BEHIND_S, STUCK_S
 from fluxora.actors.retelling import Retelling
 from fluxora.errors import InvariantError
@@ -63,13 +64,14 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"fluxora.actors.{where}.{name}", value)
 
 
-@given(early=EARLY, steps=STEPS)
+@given(early=EARLY, steps=STEPS, remembered=st.integers(0, 12))
 @settings(max_examples=500, deadline=None)
 async def test_nothing_is_lost_or_doubled_or_out_of_order(
-    early: list[tuple[str, int]], steps: list[tuple[str, int, int, int]]
+    early: list[tuple[str, int]], steps: list[tuple[str, int, int, int]], remembered: int
 ) -> None:
     async with trio.open_nursery() as nursery:
         world = World(nursery)
+        world.log.remembered = remembered
         await world.begin(early)
         world.connect(0)
         world.connect(1)
@@ -242,6 +244,17 @@ async def test_who_takes_something_now_and_then_is_told_all_of_it_and_is_live_ag
     await settled()
     assert slow.told == list(range(7, 28))
     assert (slow.lagged, slow.dropped) == (1, [])
+
+
+async def test_who_is_told_from_memory_does_not_wait_for_those_who_wait_for_the_database(world: World) -> None:
+    world.log.remembered = 20
+    async with AsyncExitStack() as stack:
+        for nth in range(READERS):
+            await stack.enter_async_context(world.hub.reading.taken(f"another {nth}"))
+        slow = await lagging(world)
+        slow.stall(stalled=False)
+        await until(lambda: not world.hub.status.behind)
+        assert slow.told == list(range(7, 27))
 
 
 async def test_who_does_not_come_back_in_time_is_dropped_though_it_reads(

@@ -196,6 +196,26 @@ async def test_after_an_outage_the_last_minute_is_told_with_its_ages(autojump_cl
     assert store.asked < 250, "and it did not press"
 
 
+async def test_it_can_be_run_again_after_a_crash_and_tells_what_it_had(autojump_clock: trio.testing.MockClock) -> None:
+    class Crashing(Away):
+        async def show_for_limits(self, _process: str) -> None:
+            self.there = True
+            if self.asked == 0:
+                self.asked += 1
+                raise KeyError("a defect")
+
+    store, buckets = Crashing(), Buckets()
+    exchange = LimitExchange(store, buckets)  # type: ignore[arg-type]
+    buckets.spent.append(Tally(WHO, 0, 7))
+    with pytest.raises(KeyError):
+        await exchange.run()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(exchange.run)
+        await trio.sleep(2)
+        exchange.drain()
+    assert [each.spent for each in store.written.values()] == [[Tally(WHO, 0, 7)]]
+
+
 async def test_a_ring_brings_the_next_round_forward_but_not_without_end(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

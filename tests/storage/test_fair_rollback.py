@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from chain_script import check_log
 from hooked import opened
-from scripted import batch, created, withdrew
+from scripted import batch, created, query, withdrew
 
 from fluxora.config import StorageConfig
-from fluxora.storage import rewind, rows
+from fluxora.storage import rewind, rows, writer
 from fluxora.storage.slots import Slot
 
 STREAMS = 2_500
@@ -59,8 +60,11 @@ async def test_no_stage_of_a_rollback_keeps_the_thread_from_other_work(
         for owner, name in STAGES:
             watched = turns.watched(name, getattr(owner, name))
             monkeypatch.setattr(owner, name, staticmethod(watched) if name == "read" else watched)
-        # Methods are looked up on the class, so that a plain function is bound as they were.
+        monkeypatch.setattr(writer, "UPDATED_AT_ONCE", 700)
         rolled = await store.append([batch((), rollback_to=20)], lease=lease.number)
+        await check_log(store.url)
+        restored = await query(store.url, "SELECT position FROM streams ORDER BY position")
+    assert [row["position"] for row in restored] == [row.position for row in rolled.events]
     assert rolled.outcomes[0].rolled_back == STREAMS
     for name, calls in turns.calls.items():
         assert calls.total() >= STREAMS, f"{name} is not what is called"
