@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
+from itertools import count
 from random import Random
 
 import pytest
@@ -13,6 +14,7 @@ from socket_client import BROADCAST, connect, frame
 from story import ALICE, BOB, CAROL, batch, created, event, stream
 from trio_websocket import ConnectionClosed, open_websocket_url
 
+from fluxora.actors.lag import STUCK_S
 from fluxora.protocol.messages import timestamp_text
 from fluxora.storage.records import EventQuery
 
@@ -303,11 +305,12 @@ async def test_a_client_that_does_not_read_delays_nobody_and_is_ended_with_4001(
         await stalled.ask({"type": "subscribe", "streamId": "*", "ref": "r"})
         await client.follow(streamId="*")
         memo = "6d" * 50_000
-        for seen in range(1, 1_000):
-            await commit(created(seen, ledger=9 + seen, memo=memo))
-            assert positions(await client.messages(1)) == [seen]
-            if server.backend.sockets.closed or live.hub.status.dropped:
-                break
+        with trio.fail_after(STUCK_S + 2 * DEADLINE_S):
+            for seen in count(1):  # a fast machine commits thousands before it is taken for stuck
+                await commit(created(seen, ledger=9 + seen, memo=memo))
+                assert positions(await client.messages(1)) == [seen]
+                if server.backend.sockets.closed or live.hub.status.dropped:
+                    break
         assert live.hub.status.dropped == 1
         event = None
         while getattr(event, "code", None) is None:
