@@ -138,7 +138,7 @@ def scene(system: System, reader: Reader, seed: int) -> Scene:
 def _make_hot(scene: Scene, reader: Reader) -> list[str]:
     before = reader.position()
     events = [
-        pushed(scene, 0.0, nth, "created", _creation(number, scene.people, nth))
+        pushed(scene, 0.0, nth, "created", creation(number, scene.people, nth))
         for nth, number in enumerate(scene.hot_numbers)
     ]
     asked = push(scene, events)
@@ -162,7 +162,8 @@ def _make_hot(scene: Scene, reader: Reader) -> list[str]:
     return [stream_id for _, stream_id in sorted(found)]
 
 
-def _creation(number: int, people: list[str], nth: int) -> dict[str, object]:
+def creation(number: int, people: list[str], nth: int) -> dict[str, object]:
+    """What the event says that creates the stream of this number."""
     start = int(time.time())
     return {
         "stream_id": number,

@@ -1,7 +1,8 @@
 """Fill what a server keeps in memory up to its bounds, so that what grows afterwards is none of that.
 
-The read cache keeps the streams that were read or listed last, and the feed the newest events of the log. Streams that
-are registered while a soak goes on would else fill the one, and what is pushed the other.
+The read cache keeps the streams that were read or listed last, the hub whose the streams are that events came of last,
+and the feed the newest events of the log. Streams that are registered while a soak goes on would else fill the first
+two, and what is pushed the last.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 from bench.profiles.endpoint import Malformed, exchange
 from bench.profiles.readback import Reader, Unreadable
 from bench.profiles.scene import Scene, pushed
+from bench.profiles.system import creation
 from bench.profiles.traffic.ingest import push
 
 STREAMS = 50_000  # of the read cache
-EVENTS = 10_000  # of the feed
+EVENTS = 20_000  # each of another stream: as many as the hub remembers, and more than the feed keeps
 PAGE, AT_ONCE = 100, 200
 WITHIN_S = 60.0
 
@@ -38,17 +40,11 @@ def _list_streams(reader: Reader) -> int:
 
 
 def _push_events(scene: Scene) -> int:
-    """Withdrawals at the time 0 of the run, numbered behind the creations that were pushed then."""
+    """Creations at the time 0 of the run, numbered behind those of the hot streams."""
     first = len(scene.hot_numbers)
     for begin in range(first, first + EVENTS, AT_ONCE):
         events = [
-            pushed(
-                scene,
-                0.0,
-                nth,
-                "withdrew",
-                {"stream_id": scene.hot_numbers[nth % first], "recipient": scene.people[-1], "amount": "1"},
-            )
+            pushed(scene, 0.0, nth, "created", creation(scene.hot_numbers[0] + nth, scene.people, nth))
             for nth in range(begin, begin + AT_ONCE)
         ]
         asked = push(scene, events)

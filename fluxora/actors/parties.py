@@ -16,7 +16,7 @@ from fluxora.protocol.messages import LogEvent
 from fluxora.protocol.sockets import ALL, Concerned, Selector, concerned, reverted_ids
 from fluxora.storage.store import EventQuery, Store
 
-STREAMS = 20_000  # of which it is remembered whose they are, some 200 bytes each
+STREAMS = 20_000  # of which it is remembered whose they are, some 400 bytes each
 _CREATED = "stream.created"
 _REVERTED = "stream.reverted"
 _PAGE = 1_000
