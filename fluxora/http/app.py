@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import trio
 from quart import Request, Response, request
-from quart.asgi import ASGIHTTPConnection
 from quart.wrappers import BaseRequestWebsocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
@@ -57,10 +56,29 @@ class _Http(TrioASGIHTTPConnection):
     async def handle_messages(  # type: ignore[override]  # as Quart-Trio's is to Quart's
         self, nursery: trio.Nursery, request: Request, receive: Any
     ) -> None:
-        """As Quart's, which cancels the request when its client leaves; but not in its last act."""
-        await ASGIHTTPConnection.handle_messages(self, request, receive)
+        """As Quart's, which cancels the request when its client leaves; but not in its last act.
+
+        How it reads differs between its versions; that it cancels this nursery does not.
+        """
+        await super().handle_messages(cast("trio.Nursery", _Leaving(self, nursery)), request, receive)
+
+    def leave(self, nursery: trio.Nursery) -> None:
+        """The client has left."""
         if not self._whole:
             nursery.cancel_scope.cancel(reason="the client has left")
+
+
+class _Leaving:
+    """Stands for a request's nursery where Quart cancels it."""
+
+    def __init__(self, connection: _Http, nursery: trio.Nursery) -> None:
+        self.cancel_scope = self
+        self._connection = connection
+        self._nursery = nursery
+
+    def cancel(self) -> None:
+        """What Quart calls when the client leaves."""
+        self._connection.leave(self._nursery)
 
 
 class _WebSocket(TrioASGIWebsocketConnection):
